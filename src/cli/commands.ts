@@ -1,0 +1,22 @@
+/**
+ * The commands by name, each loaded only when it is used.
+ */
+
+import type { CommandDefinition } from './command.ts';
+
+interface CommandModule {
+  command: CommandDefinition;
+}
+
+/** Literal imports: the bundler makes a chunk of each. */
+const COMMANDS: Readonly<Record<string, () => Promise<CommandModule>>> = {};
+
+/** The names of all commands, in the order in which the help lists them. */
+export const COMMAND_NAMES: readonly string[] = Object.keys(COMMANDS);
+
+/** Loads a command, or returns undefined if there is none of that name. */
+export async function loadCommand(name: string): Promise<CommandDefinition | undefined> {
+  if (!Object.hasOwn(COMMANDS, name)) return undefined;
+  const load = COMMANDS[name];
+  return load === undefined ? undefined : (await load()).command;
+}

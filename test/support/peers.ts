@@ -1,0 +1,129 @@
+/**
+ * The programs and powers that tests need from the machine: QEMU, libnbd, fio, `/dev/fuse`, root.
+ *
+ * A test whose peer is missing is skipped, and says so; where peers are required (`CI` or
+ * `QCOW2_REQUIRE_PEERS=1`), it fails instead, so that no run there is green for want of a program.
+ */
+
+import { spawnSync } from 'node:child_process';
+import { accessSync, constants, existsSync } from 'node:fs';
+import { delimiter, join } from 'node:path';
+import { describe, it } from 'vitest';
+
+/** What the machine must let a test do, beside having programs installed. */
+export type Capability =
+  /** `/dev/fuse` can be opened for reading and writing. */
+  | '/dev/fuse'
+  /** The tests run as root. */
+  | 'root'
+  /** Root can set up loop devices. */
+  | 'loop'
+  /** The tests run as root and can become the user `nobody`. */
+  | 'other-user'
+  /** koffi loads. */
+  | 'koffi'
+  /** fuse-native loads. */
+  | 'fuse-native'
+  /** Python has libnbd's module. */
+  | 'python3-libnbd';
+
+/** A program's name as it is typed, or a {@link Capability}. */
+export type Peer = Capability | (string & {});
+
+const CAPABILITIES: Record<Capability, () => boolean> = {
+  '/dev/fuse': () => canUse('/dev/fuse', constants.R_OK | constants.W_OK),
+  root: isRoot,
+  loop: () => isRoot() && existsSync('/dev/loop-control') && succeeds('losetup', ['--find']),
+  'other-user': () => isRoot() && succeeds('setpriv', ['--reuid=65534', '--clear-groups', 'true']),
+  koffi: () => succeeds(process.execPath, ['-e', 'require("koffi")']),
+  'fuse-native': () => succeeds(process.execPath, ['-e', 'require("fuse-native")']),
+  'python3-libnbd': () => succeeds('python3', ['-c', 'import nbd']),
+};
+
+const found = new Map<Peer, boolean>();
+
+/** Whether the machine has `peer`; looked up once. */
+export function hasPeer(peer: Peer): boolean {
+  let present = found.get(peer);
+  if (present === undefined) {
+    present = Object.hasOwn(CAPABILITIES, peer)
+      ? CAPABILITIES[peer as Capability]()
+      : findProgram(peer) !== undefined;
+    found.set(peer, present);
+  }
+  return present;
+}
+
+/** Those of `peers` that the machine lacks. */
+export function missingPeers(peers: readonly Peer[]): Peer[] {
+  return peers.filter((peer) => !hasPeer(peer));
+}
+
+/** Whether a missing peer is a failure. */
+export function peersAreRequired(env: NodeJS.ProcessEnv = process.env): boolean {
+  const isSet = (value: string | undefined) => !['', '0', 'false', undefined].includes(value);
+  return isSet(env.CI) || isSet(env.QCOW2_REQUIRE_PEERS);
+}
+
+/**
+ * `describe` for tests that need peers: skipped, with their names in the title, where one is
+ * missing; a failing test instead where peers are required.
+ */
+export function describePeers(peers: readonly Peer[], name: string, tests: () => void): void {
+  const missing = missingPeers(peers);
+  if (missing.length === 0) {
+    describe(name, tests);
+  } else if (peersAreRequired()) {
+    it(`${name} (needs ${missing.join(', ')})`, () => {
+      throw new Error(`required here and missing: ${missing.join(', ')}`);
+    });
+  } else {
+    describe.skip(`${name} (needs ${missing.join(', ')})`, tests);
+  }
+}
+
+/** `it` for a test that needs peers, as {@link describePeers}. */
+export function itPeers(
+  peers: readonly Peer[],
+  name: string,
+  test: () => void | Promise<void>,
+  timeoutMs?: number,
+): void {
+  const missing = missingPeers(peers);
+  if (missing.length === 0) {
+    it(name, test, timeoutMs);
+  } else {
+    const title = `${name} (needs ${missing.join(', ')})`;
+    if (!peersAreRequired()) it.skip(title, test);
+    else {
+      it(title, () => {
+        throw new Error(`required here and missing: ${missing.join(', ')}`);
+      });
+    }
+  }
+}
+
+/** The path of a program, searched as a shell would, with the system administrator's directories. */
+export function findProgram(name: string): string | undefined {
+  const directories = (process.env.PATH ?? '').split(delimiter);
+  return [...directories, '/usr/sbin', '/sbin']
+    .map((directory) => join(directory, name))
+    .find((path) => canUse(path, constants.X_OK));
+}
+
+function isRoot(): boolean {
+  return process.getuid?.() === 0;
+}
+
+function canUse(path: string, mode: number): boolean {
+  try {
+    accessSync(path, mode);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function succeeds(program: string, args: string[]): boolean {
+  return spawnSync(program, args, { stdio: 'ignore', timeout: 20_000 }).status === 0;
+}
