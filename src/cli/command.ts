@@ -15,7 +15,7 @@ export interface OptionDefinition {
   placeholder?: string;
   /** One line of help. */
   description: string;
-  /** The values that are allowed, if they can be listed; completion offers them. */
+  /** The values that are allowed, if they can be listed; others are refused. */
   choices?: readonly string[];
 }
 
@@ -63,10 +63,14 @@ export class ParsedArguments {
     if (value === undefined) return otherwise;
     const found = choices.find((choice) => choice === value);
     if (found === undefined) {
-      throw usageError(`--${name} must be one of ${choices.join(', ')}, not '${value}'`);
+      throw notAChoice(`--${name}`, choices, value);
     }
     return found;
   }
+}
+
+function notAChoice(option: string, choices: readonly string[], value: string): Qcow2Error {
+  return usageError(`${option} must be one of ${choices.join(', ')}, not '${value}'`);
 }
 
 /** A command of the `qcow2` program. */
@@ -100,7 +104,7 @@ export function usageError(problem: string): Qcow2Error {
 /**
  * Parses `argv` by a command's options.
  * @throws {Qcow2Error} `INVALID_OPTION` for unknown options, suggesting the nearest, missing
- * values, and too few or too many operands
+ * values, values that are not among the choices, and too few or too many operands
  */
 export function parseCommandLine(command: CommandDefinition, argv: string[]): ParsedArguments {
   const definitions = command.options;
@@ -121,9 +125,15 @@ export function parseCommandLine(command: CommandDefinition, argv: string[]): Pa
     if (definition.kind === 'flag') {
       if (token.value !== undefined) throw usageError(`${token.rawName} takes no value`);
       values[token.name] = true;
-    } else if (token.value === undefined) {
+      continue;
+    }
+    if (token.value === undefined) {
       throw usageError(`${token.rawName} needs a value (${definition.placeholder ?? 'VALUE'})`);
-    } else if (definition.kind === 'list') {
+    }
+    if (definition.choices?.includes(token.value) === false) {
+      throw notAChoice(token.rawName, definition.choices, token.value);
+    }
+    if (definition.kind === 'list') {
       const list = values[token.name];
       values[token.name] = typeof list === 'object' ? [...list, token.value] : [token.value];
     } else {

@@ -24,11 +24,14 @@ export type Capability =
   | 'koffi'
   /** fuse-native loads. */
   | 'fuse-native'
-  /** Python has libnbd's module. */
+  /** The system's Python, {@link SYSTEM_PYTHON}, has libnbd's module. */
   | 'python3-libnbd';
 
 /** A program's name as it is typed, or a {@link Capability}. */
 export type Peer = Capability | (string & {});
+
+/** The interpreter that the distribution's Python packages are for; another may come first in PATH. */
+export const SYSTEM_PYTHON = '/usr/bin/python3';
 
 const CAPABILITIES: Record<Capability, () => boolean> = {
   '/dev/fuse': () => canUse('/dev/fuse', constants.R_OK | constants.W_OK),
@@ -37,7 +40,7 @@ const CAPABILITIES: Record<Capability, () => boolean> = {
   'other-user': () => isRoot() && succeeds('setpriv', ['--reuid=65534', '--clear-groups', 'true']),
   koffi: () => succeeds(process.execPath, ['-e', 'require("koffi")']),
   'fuse-native': () => succeeds(process.execPath, ['-e', 'require("fuse-native")']),
-  'python3-libnbd': () => succeeds('python3', ['-c', 'import nbd']),
+  'python3-libnbd': () => succeeds(SYSTEM_PYTHON, ['-c', 'import nbd']),
 };
 
 const found = new Map<Peer, boolean>();
