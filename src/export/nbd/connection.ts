@@ -1,0 +1,255 @@
+/**
+ * One client: a socket, its handshake, then its requests.
+ *
+ * What is kept for a client is bounded, whatever it does: input that was not handled yet (reading
+ * stops above a few requests), and replies that it has not read (no request is looked at while
+ * there are too many). A client that reads slowly, or not at all, waits by itself.
+ */
+
+import type { Socket } from 'node:net';
+import type { ExportTable, OpenExport } from './exports.ts';
+import { Handshake } from './handshake.ts';
+import { ReplyWriter } from './reply-writer.ts';
+import type { BufferPool } from './reply-writer.ts';
+import { Transmission } from './transmission.ts';
+
+/** Bytes of reply buffers that may be on their way to one client before its requests wait. */
+const MAX_OUTSTANDING_BYTES = 1024 * 1024;
+/** Bytes of requests that may wait before no more are read from the socket. */
+const MAX_WAITING_INPUT_BYTES = 4 * 1024;
+
+/** How long a client may take to read its last replies. */
+const LINGER_MS = 30_000;
+
+/** What the connections of a server have in common. */
+export interface ConnectionContext {
+  readonly exports: ExportTable;
+  readonly pool: BufferPool;
+  /** How long a client may take to choose its export. */
+  readonly handshakeTimeoutMs: number;
+  /** A line for the log about this client. */
+  readonly log: (message: string, level: 'info' | 'warning') => void;
+  /** Called once, when the socket is closed and everything is given back. */
+  readonly onClosed: (connection: Connection) => void;
+}
+
+const NO_INPUT = Buffer.alloc(0);
+
+/** A client of the server. */
+export class Connection {
+  readonly #socket: Socket;
+  readonly #context: ConnectionContext;
+  readonly #handshake: Handshake;
+  readonly #handshakeTimer: NodeJS.Timeout;
+  readonly #writer: ReplyWriter;
+  #lingerTimer: NodeJS.Timeout | undefined;
+  #transmission: Transmission | undefined;
+  #used: OpenExport | undefined;
+  /** What has arrived; all before `#inputStart` was handled. */
+  #input: Uint8Array = NO_INPUT;
+  #inputStart = 0;
+  #inputEnded = false;
+  /** What keeps requests from being looked at, besides that there are none. */
+  #waitingFor: 'client' | 'turn' | undefined;
+  /** Buffers being sent, oldest first, and their bytes. */
+  readonly #outstanding: Uint8Array[] = [];
+  #outstandingBytes = 0;
+  /** Whether the last bytes have been handed to the socket, or it is gone. */
+  #ended = false;
+
+  constructor(socket: Socket, context: ConnectionContext) {
+    this.#socket = socket;
+    this.#context = context;
+    this.#handshake = new Handshake(context.exports);
+    this.#writer = new ReplyWriter(context.pool, (buffer, length) =>
+      this.#sendReplies(buffer, length),
+    );
+    this.#handshakeTimer = setTimeout(
+      () => this.#abort('no export was chosen in time'),
+      context.handshakeTimeoutMs,
+    );
+    socket.on('data', (chunk: Buffer) => this.#onData(chunk));
+    socket.on('end', () => this.#onEnd());
+    socket.on('error', (error) => context.log(`connection lost: ${error.message}`, 'info'));
+    socket.on('close', () => this.#onClose());
+    socket.write(this.#handshake.greeting());
+  }
+
+  /** Lets the requests that have arrived be answered, then hangs up. */
+  shutDown(): void {
+    if (this.#transmission === undefined) {
+      this.#end();
+      return;
+    }
+    this.#socket.pause();
+    this.#onEnd();
+  }
+
+  /** Hangs up at once. */
+  destroy(): void {
+    this.#ended = true;
+    this.#socket.destroy();
+  }
+
+  #onData(chunk: Buffer): void {
+    if (this.#ended) return;
+    if (this.#inputStart === this.#input.length) {
+      this.#input = chunk;
+    } else {
+      this.#input = Buffer.concat([this.#input.subarray(this.#inputStart), chunk]);
+    }
+    this.#inputStart = 0;
+    if (this.#waitingFor === undefined) this.#work();
+    this.#holdInput();
+  }
+
+  #onEnd(): void {
+    this.#inputEnded = true;
+    if (this.#waitingFor === undefined) this.#work();
+  }
+
+  /** Handles as much of the input as may be handled now. */
+  #work(): void {
+    this.#waitingFor = undefined;
+    while (!this.#ended && this.#transmission === undefined) {
+      if (this.#isFull()) {
+        this.#waitingFor = 'client';
+        return;
+      }
+      if (!this.#stepHandshake()) break;
+    }
+    const transmission = this.#transmission;
+    if (!this.#ended && transmission !== undefined) {
+      const result = transmission.run(this.#input, this.#inputStart);
+      this.#inputStart = transmission.position;
+      if (result === 'disconnect') this.#end();
+      else if (result === 'violation') this.#abort(transmission.problem);
+      else if (result === 'blocked') this.#waitingFor = 'client';
+      else if (result === 'yield') this.#takeTurn();
+    }
+    if (this.#waitingFor !== undefined || this.#ended) return;
+    if (this.#inputEnded) this.#end();
+    else this.#keepRest();
+  }
+
+  /** One message of the handshake; false if there is none, or it was the last. */
+  #stepHandshake(): boolean {
+    const step = this.#handshake.step(this.#input.subarray(this.#inputStart));
+    if (step.next === 'wait') return false;
+    if (step.reply !== undefined) this.#sendMessage(step.reply);
+    if (step.next === 'close') {
+      if (step.reason === '') this.#end();
+      else this.#abort(step.reason);
+      return false;
+    }
+    this.#inputStart += step.consumed;
+    if (step.next === 'continue') {
+      if (step.warning !== undefined) this.#context.log(step.warning, 'warning');
+      return true;
+    }
+    clearTimeout(this.#handshakeTimer);
+    const { used } = step;
+    this.#used = used;
+    this.#context.log(`uses export '${used.name}'`, 'info');
+    this.#transmission = new Transmission(used.device, {
+      writer: this.#writer,
+      isFull: () => this.#isFull(),
+      onReadError: (error) => this.#logReadError(used.name, error),
+    });
+    return false;
+  }
+
+  /** Continues after the other clients had their turn. */
+  #takeTurn(): void {
+    this.#waitingFor = 'turn';
+    setImmediate(() => {
+      if (this.#ended) return;
+      this.#work();
+      this.#holdInput();
+    });
+  }
+
+  /** Reads on from the socket only as far as the input is being handled. */
+  #holdInput(): void {
+    if (this.#ended || this.#inputEnded) return;
+    const waiting = this.#waitingFor !== undefined;
+    const waitingBytes = this.#input.length - this.#inputStart;
+    if (waiting && waitingBytes > MAX_WAITING_INPUT_BYTES) this.#socket.pause();
+    else if (!waiting && this.#socket.isPaused()) this.#socket.resume();
+  }
+
+  /** Keeps the start of an unfinished message, but not the buffer it came in. */
+  #keepRest(): void {
+    const { length } = this.#input;
+    if (this.#inputStart === length) {
+      this.#input = NO_INPUT;
+      this.#inputStart = 0;
+    } else if (this.#inputStart > 0) {
+      this.#input = this.#input.slice(this.#inputStart);
+      this.#inputStart = 0;
+    }
+  }
+
+  #isFull(): boolean {
+    return this.#outstandingBytes >= MAX_OUTSTANDING_BYTES;
+  }
+
+  /** Sends a message of the handshake. */
+  #sendMessage(message: Uint8Array): void {
+    this.#outstandingBytes += message.length;
+    this.#socket.write(message, () => this.#countSent(message.length));
+  }
+
+  /** Sends replies in a buffer of the pool. */
+  #sendReplies(buffer: Uint8Array, length: number): void {
+    // The whole buffer counts, however little of it is used.
+    this.#outstanding.push(buffer);
+    this.#outstandingBytes += buffer.length;
+    this.#socket.write(buffer.subarray(0, length), this.#onRepliesSent);
+  }
+
+  readonly #onRepliesSent = (): void => {
+    const buffer = this.#outstanding.shift();
+    // None is left if the socket was closed first.
+    if (buffer === undefined) return;
+    this.#context.pool.give(buffer);
+    this.#countSent(buffer.length);
+  };
+
+  #countSent(bytes: number): void {
+    this.#outstandingBytes -= bytes;
+    if (this.#ended || this.#waitingFor !== 'client') return;
+    if (this.#outstandingBytes < MAX_OUTSTANDING_BYTES / 2) this.#takeTurn();
+  }
+
+  #logReadError(exportName: string, error: unknown): void {
+    const message = error instanceof Error ? error.message : String(error);
+    this.#context.log(`export '${exportName}': ${message}`, 'warning');
+  }
+
+  /** Hangs up because of what the client did. */
+  #abort(reason: string): void {
+    this.#context.log(`client dropped: ${reason}`, 'warning');
+    this.#end();
+  }
+
+  /** Hangs up once everything has been sent. */
+  #end(): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.#lingerTimer = setTimeout(() => this.#socket.destroy(), LINGER_MS);
+    this.#socket.destroySoon();
+  }
+
+  #onClose(): void {
+    this.#ended = true;
+    clearTimeout(this.#handshakeTimer);
+    clearTimeout(this.#lingerTimer);
+    // The socket is closed, so nobody reads these any more.
+    for (const buffer of this.#outstanding) this.#context.pool.give(buffer);
+    this.#outstanding.length = 0;
+    if (this.#used !== undefined) this.#context.exports.release(this.#used);
+    this.#used = undefined;
+    this.#context.onClosed(this);
+  }
+}

@@ -1,0 +1,177 @@
+/**
+ * The NBD server: listens, and keeps the connections.
+ *
+ * Everything runs on the thread that it was started on. Reads are synchronous; clients take turns
+ * (see `transmission.ts`), and what each of them may hold in memory is bounded (`connection.ts`).
+ */
+
+import type { Socket } from 'node:net';
+import { Connection } from './connection.ts';
+import type { ConnectionContext } from './connection.ts';
+import { ExportTable } from './exports.ts';
+import type { NbdExport } from './exports.ts';
+import { listen } from './listen.ts';
+import type { Listener, NbdAddress } from './listen.ts';
+import { RateLimitedLog } from './rate-limited-log.ts';
+import { BufferPool } from './reply-writer.ts';
+
+export type { NbdExport } from './exports.ts';
+export type { NbdAddress } from './listen.ts';
+
+/** Options of {@link serveNbd}. */
+export interface NbdServerOptions {
+  /** Clients at one time (default 64); more are turned away at once. */
+  maxClients?: number;
+  /** Milliseconds in which a client must have chosen its export (default 60,000). */
+  handshakeTimeoutMs?: number;
+  /**
+   * Told, a line at a time, what happens: `warning` for reads that failed and clients that were
+   * dropped (at most ten in ten seconds), `info` for clients that come and go.
+   */
+  log?: (message: string, level: 'info' | 'warning') => void;
+}
+
+/** Options of {@link NbdServer.close}. */
+export interface CloseOptions {
+  /** Milliseconds that clients have to read the replies they are owed (default 3000). */
+  graceMs?: number;
+}
+
+/**
+ * Serves devices over NBD, for reading.
+ *
+ * Speaks fixed newstyle negotiation (`NBD_OPT_EXPORT_NAME`, `LIST`, `INFO`, `GO`, `ABORT`) and
+ * simple replies. Writes are refused with `NBD_EPERM`; reads that fail are answered with
+ * `NBD_EIO`, and the connection goes on.
+ *
+ * @param exports at least one; the first is also served under the empty name, as the default
+ * @param address where to listen
+ * @returns once clients can connect
+ * @throws {Qcow2Error} `INVALID_OPTION` for names that NBD does not allow or that are used twice,
+ * `LOCKED` if another server listens on the address, `HOST` if it cannot be listened on
+ *
+ * @example
+ * const server = await serveNbd([{ name: 'disk', device: openImage('disk.qcow2') }], {
+ *   socketPath: '/tmp/disk.sock',
+ * });
+ * console.log(server.uris()[0]); // nbd+unix:///?socket=/tmp/disk.sock
+ * await server.close();
+ */
+export async function serveNbd(
+  exports: readonly NbdExport[],
+  address: NbdAddress,
+  options: NbdServerOptions = {},
+): Promise<NbdServer> {
+  const clients = new ClientSet(new ExportTable(exports), options);
+  const listeners = await listen(address, (socket) => clients.add(socket));
+  return new NbdServer(listeners, clients);
+}
+
+/** A server that is listening; made by {@link serveNbd}. */
+export class NbdServer implements AsyncDisposable {
+  readonly #listeners: readonly Listener[];
+  readonly #clients: ClientSet;
+  #closed: Promise<void> | undefined;
+
+  constructor(listeners: readonly Listener[], clients: ClientSet) {
+    this.#listeners = listeners;
+    this.#clients = clients;
+  }
+
+  /**
+   * NBD URIs of an export, by default of the default one; none for an inherited descriptor.
+   * Every client that knows NBD URIs can open them.
+   */
+  uris(exportName = ''): string[] {
+    return [...new Set(this.#listeners.flatMap((listener) => listener.uriOf(exportName) ?? []))];
+  }
+
+  /** Clients that are connected now. */
+  get clientCount(): number {
+    return this.#clients.size;
+  }
+
+  /**
+   * Accepts no more clients, removes the socket file, answers the requests that have arrived, and
+   * hangs up. Devices that were given to {@link serveNbd} stay open. Safe to call again.
+   * @returns once every client is gone
+   */
+  close({ graceMs = 3000 }: CloseOptions = {}): Promise<void> {
+    if (this.#closed === undefined) {
+      for (const listener of this.#listeners) listener.close();
+      this.#closed = this.#clients.close(graceMs);
+    }
+    return this.#closed;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
+
+/** The clients of a server, and what they share. */
+class ClientSet {
+  readonly #connections = new Set<Connection>();
+  readonly #exports: ExportTable;
+  readonly #pool = new BufferPool();
+  readonly #maxClients: number;
+  readonly #handshakeTimeoutMs: number;
+  readonly #log: NonNullable<NbdServerOptions['log']>;
+  readonly #warnings: RateLimitedLog;
+  #clientNumber = 0;
+  #onEmpty: (() => void) | undefined;
+
+  constructor(exports: ExportTable, options: NbdServerOptions) {
+    const { maxClients = 64, handshakeTimeoutMs = 60_000, log = () => undefined } = options;
+    this.#exports = exports;
+    this.#maxClients = maxClients;
+    this.#handshakeTimeoutMs = handshakeTimeoutMs;
+    this.#log = log;
+    this.#warnings = new RateLimitedLog((message) => log(message, 'warning'));
+  }
+
+  get size(): number {
+    return this.#connections.size;
+  }
+
+  add(socket: Socket): void {
+    if (this.#onEmpty !== undefined || this.#connections.size >= this.#maxClients) {
+      socket.on('error', () => undefined);
+      socket.destroy();
+      this.#warnings.write(`client turned away: ${this.#maxClients} are connected already`);
+      return;
+    }
+    this.#clientNumber++;
+    const name = `client ${this.#clientNumber}`;
+    const log: ConnectionContext['log'] = (message, level) => {
+      if (level === 'info') this.#log(`${name}: ${message}`, level);
+      else this.#warnings.write(`${name}: ${message}`);
+    };
+    log(`connected${socket.remoteAddress ? ` from ${socket.remoteAddress}` : ''}`, 'info');
+    const connection = new Connection(socket, {
+      exports: this.#exports,
+      pool: this.#pool,
+      handshakeTimeoutMs: this.#handshakeTimeoutMs,
+      log,
+      onClosed: (closed) => {
+        this.#connections.delete(closed);
+        log('disconnected', 'info');
+        if (this.#connections.size === 0) this.#onEmpty?.();
+      },
+    });
+    this.#connections.add(connection);
+  }
+
+  /** Hangs up on all clients: politely at first, for certain after `graceMs`. */
+  async close(graceMs: number): Promise<void> {
+    const empty = new Promise<void>((resolve) => (this.#onEmpty = resolve));
+    if (this.#connections.size === 0) this.#onEmpty?.();
+    for (const connection of this.#connections) connection.shutDown();
+    const timer = setTimeout(() => {
+      for (const connection of this.#connections) connection.destroy();
+    }, graceMs);
+    await empty;
+    clearTimeout(timer);
+    this.#warnings.flush();
+  }
+}

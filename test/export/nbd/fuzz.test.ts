@@ -1,0 +1,133 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import { MemoryDevice } from '../../../src/device/memory.ts';
+import { serveNbd } from '../../../src/export/nbd/server.ts';
+import type { NbdServer } from '../../../src/export/nbd/server.ts';
+import { TestClient } from './client.ts';
+import { be, clientFlags, CMD, infoData, OPT, option, pattern, request } from './wire.ts';
+
+/** Another seed is another run: `FUZZ_SEED=7 npx vitest run test/export/nbd/fuzz.test.ts`. */
+const SEED = Number(process.env['FUZZ_SEED'] ?? 20_240_601);
+const SESSIONS = Number(process.env['FUZZ_SESSIONS'] ?? 400);
+const MiB = 1024 * 1024;
+const DISK = pattern(4 * MiB);
+
+let directory: string;
+let path: string;
+let server: NbdServer;
+
+beforeAll(async () => {
+  directory = mkdtempSync(join(tmpdir(), 'qcow2-nbd-fuzz-'));
+  path = join(directory, 'socket');
+  const device = new MemoryDevice(DISK);
+  server = await serveNbd([{ name: 'disk', device }], { socketPath: path });
+});
+
+afterAll(async () => {
+  await server.close({ graceMs: 100 });
+  rmSync(directory, { recursive: true });
+});
+
+/** Integers below a bound, the same ones for the same seed (xorshift). */
+function generator(seed: number): (bound: number) => number {
+  let state = seed | 1;
+  return (bound) => {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    return (state >>> 0) % bound;
+  };
+}
+
+const INTERESTING = [0, 1, 0x7f, 0x80, 0xff, 0xffff, 0x7fffffff, 0x80000000, 0xffffffff, 32 * MiB];
+
+function randomBytes(random: (bound: number) => number, length: number): Buffer {
+  return Buffer.from(Array.from({ length }, () => random(256)));
+}
+
+function validSession(random: (bound: number) => number): Buffer[] {
+  const parts = [clientFlags(random(4))];
+  for (let count = random(4); count > 0; count--) {
+    const names = ['', 'disk', 'x'.repeat(random(300))];
+    const data = infoData(names[random(3)]!, [0, 1, 2, 3].slice(random(4)));
+    parts.push(random(3) === 0 ? option(OPT.LIST) : option(OPT.INFO, data));
+  }
+  parts.push(random(2) === 0 ? option(OPT.GO, infoData('disk')) : option(OPT.EXPORT_NAME));
+  for (let count = random(30); count > 0; count--) {
+    const type = random(3) === 0 ? random(9) : CMD.READ;
+    const length = random(4) === 0 ? random(4 * MiB) : random(8192);
+    parts.push(request({ type, offset: random(4 * MiB), length, cookie: BigInt(count) }));
+    if (type === CMD.WRITE) parts.push(Buffer.alloc(length));
+  }
+  return parts;
+}
+
+/** A session with bytes, fields or whole messages changed, doubled or lost. */
+function mutate(parts: Buffer[], random: (bound: number) => number): Buffer {
+  const changed = parts.map((part) => Buffer.from(part));
+  for (let count = random(4); count > 0; count--) {
+    const at = random(changed.length);
+    const part = changed[at]!;
+    switch (random(5)) {
+      case 0:
+        part[random(part.length)] = random(256);
+        break;
+      case 1:
+        if (part.length >= 4) {
+          part.writeUInt32BE(INTERESTING[random(INTERESTING.length)]!, random(part.length - 3));
+        }
+        break;
+      case 2:
+        changed.splice(at, 0, Buffer.from(part));
+        break;
+      case 3:
+        changed.splice(at, 1, part.subarray(0, random(part.length + 1)));
+        break;
+      default:
+        changed.splice(at, 0, randomBytes(random, random(64)));
+    }
+    if (changed.length === 0) break;
+  }
+  return Buffer.concat(changed);
+}
+
+it(`survives ${SESSIONS} broken clients (seed ${SEED})`, { timeout: 120_000 }, async () => {
+  const random = generator(SEED);
+  const witness = await TestClient.open({ path });
+  const before = process.memoryUsage.rss();
+  let mostMemory = 0;
+  for (let session = 0; session < SESSIONS; session++) {
+    const bytes =
+      random(8) === 0
+        ? Buffer.concat([be([32, random(4)]), randomBytes(random, random(2000))])
+        : mutate(validSession(random), random);
+    const client = await TestClient.connect({ path });
+    // Some never read, some wait until all is answered, some vanish.
+    const manner = random(3);
+    if (manner === 0) client.socket.pause();
+    else client.socket.resume();
+    for (let at = 0; at < bytes.length;) {
+      const length = random(4) === 0 ? 1 + random(40) : bytes.length - at;
+      client.send(bytes.subarray(at, at + length));
+      at += length;
+      if (random(4) === 0) await new Promise((resolve) => setImmediate(resolve));
+    }
+    if (manner === 1) {
+      client.socket.end();
+      await client.closed;
+    }
+    client.destroy();
+    const offset = random(DISK.length - 512);
+    const { error, data } = await witness.read(offset, 512);
+    expect(error).toBe(0);
+    expect(data.equals(DISK.subarray(offset, offset + 512))).toBe(true);
+    mostMemory = Math.max(mostMemory, process.memoryUsage.rss());
+  }
+  expect(mostMemory - before).toBeLessThan(300 * MiB);
+  for (let tries = 0; server.clientCount > 1 && tries < 500; tries++) await sleep(10);
+  expect(server.clientCount).toBe(1);
+  witness.destroy();
+});
