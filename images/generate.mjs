@@ -7,6 +7,14 @@
 
 const GROUPS = {
   demo: async () => (await import('./generator/demo.mjs')).generateDemo(),
+  features: async () => {
+    const { generateGroup } = await import('./generator/workshop.mjs');
+    generateGroup('features', (await import('./generator/features.mjs')).featureCases);
+  },
+  damage: async () => {
+    const { generateGroup } = await import('./generator/workshop.mjs');
+    generateGroup('damage', (await import('./generator/damage.mjs')).damageCases);
+  },
 };
 
 const wanted = process.argv.slice(2);

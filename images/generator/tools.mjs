@@ -31,6 +31,7 @@ export function attempt(program, args, { cwd, input } = {}) {
     input,
     env: ENVIRONMENT,
     encoding: 'utf8',
+    timeout: 60_000,
     maxBuffer: 64 * 1024 * 1024,
   });
   if (result.error) throw result.error;
