@@ -1,0 +1,278 @@
+/**
+ * The files and directories that a mount shows.
+ *
+ * A node gets its inode number when its directory is first listed or looked into, and keeps it for
+ * as long as the tree lives; nothing is ever renamed, added or removed, so the kernel may cache
+ * every answer for good. What costs time, like opening a snapshot or writing out a map, happens at
+ * the first question that needs it.
+ */
+
+import type { BlockDevice, Extent } from '../../device/block-device.ts';
+import { Errno } from './errno.ts';
+import { FileType, FUSE_ROOT_ID, Whence } from './protocol.ts';
+import type { Attributes, DirectoryEntry } from './protocol.ts';
+
+/** What a file's bytes come from. */
+export interface FileSource {
+  /** The device that holds the bytes; opened at the first call if need be. May throw. */
+  device(): BlockDevice;
+  /** Whether `device()` costs little by now. */
+  readonly isOpen: boolean;
+}
+
+/** A part of a source: all of it, or a partition. */
+export interface FileRange {
+  /** First byte, in the device's offsets. */
+  offset: number;
+  /** Bytes. */
+  length: number;
+}
+
+/** What a directory is filled with when it is first looked into. */
+export type TreeEntry =
+  | {
+      kind: 'file';
+      name: string;
+      source: FileSource;
+      /** Default: the whole device. */
+      range?: FileRange;
+      /** Bytes that it takes on the host, as far as known; default: all of its size. */
+      storedBytes?: number;
+    }
+  | { kind: 'directory'; name: string; entries: () => Iterable<TreeEntry> };
+
+/** What all nodes of a tree have in common. */
+export interface TreeOptions {
+  uid: number;
+  gid: number;
+  /** Permission bits of files; directories get the same plus search permission where readable. */
+  fileMode: number;
+  /** Modification time of everything, in milliseconds since 1970: that of the image. */
+  modifiedMs: number;
+  /** Size that the filesystem as a whole is said to have: that of the disk. */
+  bytes: number;
+}
+
+/** A source that is open from the start. */
+export function openSource(device: BlockDevice): FileSource {
+  return { device: () => device, isOpen: true };
+}
+
+/** A file of the tree. */
+export class FileNode {
+  readonly kind = 'file';
+  readonly inode: number;
+  readonly name: Uint8Array;
+  readonly mode: number;
+  readonly #source: FileSource;
+  readonly #offset: number;
+  readonly #storedBytes: number | undefined;
+  #size: number | undefined;
+
+  constructor(inode: number, mode: number, entry: TreeEntry & { kind: 'file' }) {
+    this.inode = inode;
+    this.mode = FileType.REGULAR | mode;
+    this.name = Buffer.from(entry.name);
+    this.#source = entry.source;
+    this.#offset = entry.range?.offset ?? 0;
+    this.#size = entry.range?.length;
+    this.#storedBytes = entry.storedBytes;
+  }
+
+  /** Whether the size can be told without work. */
+  get isCheap(): boolean {
+    return this.#size !== undefined || this.#source.isOpen;
+  }
+
+  /** Bytes. Opens the source if it has to. */
+  get size(): number {
+    return (this.#size ??= this.#source.device().size);
+  }
+
+  /**
+   * Space for `st_blocks`, in units of 512 bytes. Programs take a file with fewer blocks than bytes
+   * for sparse and one without any for empty, so there is at least one page.
+   */
+  get blocks(): number {
+    const all = Math.ceil(this.size / 512);
+    if (this.#storedBytes === undefined) return all;
+    return Math.min(all, Math.max(8, Math.ceil(this.#storedBytes / 512)));
+  }
+
+  /** Fills `target` from `offset`; the range lies within the file. */
+  read(target: Uint8Array, offset: number): void {
+    this.#source.device().read(target, this.#offset + offset);
+  }
+
+  /**
+   * Where the next data or hole at or after `offset` starts, as lseek(2) has it; -1 for ENXIO.
+   * The end of the file counts as a hole.
+   */
+  seek(offset: number, whence: number): number {
+    const { size } = this;
+    if (!(offset < size)) return -1;
+    const wantsHole = whence === Whence.SEEK_HOLE;
+    const extents: Iterable<Extent> = this.#source
+      .device()
+      .extents(this.#offset + offset, size - offset);
+    for (const extent of extents) {
+      if (extent.zero === wantsHole) return Math.max(extent.offset - this.#offset, offset);
+    }
+    return wantsHole ? size : -1;
+  }
+}
+
+/** A directory of the tree. */
+export class DirectoryNode {
+  readonly kind = 'directory';
+  readonly inode: number;
+  readonly name: Uint8Array;
+  readonly mode: number;
+  readonly parent: DirectoryNode;
+  readonly #fill: () => Iterable<TreeNode>;
+  #children: readonly TreeNode[] | undefined;
+  #byName: Map<string, TreeNode> | undefined;
+
+  constructor(
+    inode: number,
+    mode: number,
+    place: { name: string; parent: DirectoryNode | undefined; fill: () => Iterable<TreeNode> },
+  ) {
+    this.inode = inode;
+    this.mode = FileType.DIRECTORY | mode;
+    this.name = Buffer.from(place.name);
+    this.parent = place.parent ?? this;
+    this.#fill = place.fill;
+  }
+
+  /** What is in it, in the order of the listing. */
+  get children(): readonly TreeNode[] {
+    return (this.#children ??= [...this.#fill()]);
+  }
+
+  /** The child of that name; `.` and `..` are not children. */
+  child(name: string): TreeNode | undefined {
+    this.#byName ??= new Map(
+      this.children.map((node) => [Buffer.from(node.name).toString('utf8'), node]),
+    );
+    return this.#byName.get(name);
+  }
+}
+
+/** A file or directory of the tree. */
+export type TreeNode = FileNode | DirectoryNode;
+
+const DOT = Buffer.from('.');
+const DOT_DOT = Buffer.from('..');
+
+/** All nodes of a mount, by inode number. */
+export class FileTree {
+  readonly options: TreeOptions;
+  readonly root: DirectoryNode;
+  readonly #nodes: TreeNode[] = [];
+
+  /** @param entries what the root directory holds */
+  constructor(options: TreeOptions, entries: () => Iterable<TreeEntry>) {
+    this.options = options;
+    const root: TreeEntry = { kind: 'directory', name: '', entries };
+    this.root = this.#addDirectory(root, undefined);
+  }
+
+  /** Size that the filesystem as a whole is said to have. */
+  get bytes(): number {
+    return this.options.bytes;
+  }
+
+  /** How many nodes have been seen. */
+  get nodeCount(): number {
+    return this.#nodes.length;
+  }
+
+  /** The node of an inode number that was given out; undefined for any other number. */
+  node(inode: number): TreeNode | undefined {
+    return this.#nodes[inode - FUSE_ROOT_ID];
+  }
+
+  /** The node at a path from the root, as in `/partitions/1-boot.raw`. */
+  resolve(path: string): TreeNode | undefined {
+    let node: TreeNode | undefined = this.root;
+    for (const name of path.split('/')) {
+      if (name === '') continue;
+      if (node?.kind !== 'directory') return undefined;
+      node = node.child(name);
+    }
+    return node;
+  }
+
+  /** What stat(2) says of a node. Opens its source if it has to, so it may throw. */
+  attributes(node: TreeNode): Attributes {
+    const { uid, gid, modifiedMs } = this.options;
+    const isFile = node.kind === 'file';
+    return {
+      inode: node.inode,
+      size: isFile ? node.size : 0,
+      blocks: isFile ? node.blocks : 0,
+      mode: node.mode,
+      linkCount: isFile ? 1 : 2,
+      uid,
+      gid,
+      modifiedMs,
+    };
+  }
+
+  /**
+   * The entry of a directory's listing at a position: 0 is `.`, 1 is `..`, then the children.
+   * Undefined after the last.
+   */
+  listed(directory: DirectoryNode, position: number): ListedNode | undefined {
+    if (position === 0) return { node: directory, name: DOT, isChild: false };
+    if (position === 1) return { node: directory.parent, name: DOT_DOT, isChild: false };
+    const node = directory.children[position - 2];
+    return node && { node, name: node.name, isChild: true };
+  }
+
+  #addDirectory(
+    entry: TreeEntry & { kind: 'directory' },
+    parent: DirectoryNode | undefined,
+  ): DirectoryNode {
+    const { fileMode } = this.options;
+    const mode = fileMode | ((fileMode & 0o444) >>> 2);
+    const directory: DirectoryNode = new DirectoryNode(this.#nextInode(), mode, {
+      name: entry.name,
+      parent,
+      fill: () => this.#fill(directory, entry.entries()),
+    });
+    this.#nodes.push(directory);
+    return directory;
+  }
+
+  *#fill(directory: DirectoryNode, entries: Iterable<TreeEntry>): Generator<TreeNode> {
+    // All at once: if reading the entries fails half-way, none has got a number.
+    for (const entry of [...entries]) {
+      if (entry.kind === 'directory') {
+        yield this.#addDirectory(entry, directory);
+      } else {
+        const file = new FileNode(this.#nextInode(), this.options.fileMode, entry);
+        this.#nodes.push(file);
+        yield file;
+      }
+    }
+  }
+
+  #nextInode(): number {
+    return this.#nodes.length + FUSE_ROOT_ID;
+  }
+}
+
+/** An entry of a listing. */
+export interface ListedNode extends Pick<DirectoryEntry, 'name'> {
+  node: TreeNode;
+  /** False for `.` and `..`. */
+  isChild: boolean;
+}
+
+/** The error number for using a node as what it is not; 0 if it is a file. */
+export function fileErrno(node: TreeNode | undefined): number {
+  if (node === undefined) return Errno.ENOENT;
+  return node.kind === 'file' ? 0 : Errno.EISDIR;
+}

@@ -1,0 +1,284 @@
+/**
+ * Answers the kernel's requests out of a file tree.
+ *
+ * `handle` is the whole of it: a request's bytes in, a reply's bytes out, and nothing that a
+ * request may hold makes it throw. `serve` is the loop around it: one blocking read, one reply in
+ * one write, in buffers that are used again for every request. A read that fails is answered with
+ * its error number and the next request is taken; only the end of the connection ends the loop.
+ */
+
+import { errnoOf, Errno } from './errno.ts';
+import type { ErrorLog } from './error-log.ts';
+import { fileErrno } from './file-tree.ts';
+import type { FileTree, TreeNode } from './file-tree.ts';
+import {
+  Argument,
+  direntBytes,
+  FUSE_KERNEL_MINOR_VERSION,
+  FUSE_KERNEL_VERSION,
+  InitFlag,
+  OLDEST_MINOR_VERSION,
+  Opcode,
+  OpenFlag,
+  ReplyBuffer,
+  RequestBuffer,
+  Size,
+  Whence,
+} from './protocol.ts';
+
+/** Most bytes of one READ: 256 pages, the most that an unprivileged connection may have. */
+export const MAX_READ_BYTES = 1024 * 1024;
+const MAX_PAGES = 256;
+
+/** Bytes for a request. Writes are refused, so no request is longer than a batch of FORGETs. */
+const REQUEST_BYTES = 64 * 1024;
+
+/** What is asked for of the kernel, where it offers it. */
+const WANTED_FLAGS =
+  InitFlag.ASYNC_READ |
+  InitFlag.EXPORT_SUPPORT |
+  InitFlag.DO_READDIRPLUS |
+  InitFlag.READDIRPLUS_AUTO |
+  InitFlag.ASYNC_DIO |
+  InitFlag.NO_OPEN_SUPPORT |
+  InitFlag.PARALLEL_DIROPS |
+  InitFlag.MAX_PAGES |
+  InitFlag.CACHE_SYMLINKS |
+  InitFlag.NO_OPENDIR_SUPPORT;
+
+/** How long the kernel may keep names and attributes, in seconds: nothing changes, so for long. */
+const VALID_SECONDS = 365 * 86_400;
+
+/** Requests that the kernel may have under way on its own account (read-ahead, aio). */
+const MAX_BACKGROUND = 64;
+
+/** `handle` returned: this request has no reply. */
+const NO_REPLY = 0;
+
+/** Where requests come from and replies go. */
+export interface RequestChannel {
+  /** Waits for a request and puts it into `buffer`; returns its bytes, or 0 at the end. */
+  receive(buffer: Uint8Array): number;
+  /** Sends the first `length` bytes of `buffer`. */
+  send(buffer: Uint8Array, length: number): void;
+}
+
+/** One connection to the kernel. */
+export class FuseSession {
+  readonly request = new RequestBuffer(REQUEST_BYTES);
+  readonly reply = new ReplyBuffer(MAX_READ_BYTES);
+  readonly #tree: FileTree;
+  readonly #log: ErrorLog;
+  readonly #onReady: () => void;
+  #offered = 0;
+
+  /** @param onReady called once the kernel has been answered for the first time */
+  constructor(tree: FileTree, log: ErrorLog, onReady: () => void = () => {}) {
+    this.#tree = tree;
+    this.#log = log;
+    this.#onReady = onReady;
+  }
+
+  /** Serves until the channel ends or `shouldStop` says so, which is asked after each request. */
+  serve(channel: RequestChannel, shouldStop: () => boolean = () => false): void {
+    const { request, reply } = this;
+    while (!shouldStop()) {
+      const length = channel.receive(request.bytes);
+      if (length === 0) return;
+      request.length = length;
+      const replyLength = this.handle();
+      if (replyLength !== NO_REPLY) channel.send(reply.bytes, replyLength);
+      if (request.opcode === Opcode.INIT) this.#onReady();
+    }
+  }
+
+  /**
+   * Answers the request in {@link request} into {@link reply}.
+   *
+   * @returns bytes of the reply; 0 if there is to be none
+   */
+  handle(): number {
+    const { request, reply } = this;
+    if (request.length < Size.inHeader) return NO_REPLY;
+    if (!request.isWellFormed) return reply.finish(request, Errno.EIO, 0);
+    // The two that are sent most, before all others.
+    if (request.opcode === Opcode.READ) return this.#read();
+    try {
+      return this.#dispatch();
+    } catch (error) {
+      this.#log.report(`request ${request.opcode} of inode ${request.nodeId}`, error);
+      return reply.finish(request, errnoOf(error), 0);
+    }
+  }
+
+  #dispatch(): number {
+    const { request } = this;
+    switch (request.opcode) {
+      case Opcode.LOOKUP:
+        return this.#lookup();
+      case Opcode.GETATTR:
+        return this.#withNode((node) =>
+          this.reply.putAttributes(this.#tree.attributes(node), VALID_SECONDS),
+        );
+      case Opcode.READDIR:
+      case Opcode.READDIRPLUS:
+        return this.#readDirectory(request.opcode === Opcode.READDIRPLUS);
+      case Opcode.OPEN:
+        return this.#open(InitFlag.NO_OPEN_SUPPORT, OpenFlag.KEEP_CACHE);
+      case Opcode.OPENDIR:
+        return this.#open(InitFlag.NO_OPENDIR_SUPPORT, OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR);
+      case Opcode.LSEEK:
+        return this.#seek();
+      case Opcode.STATFS:
+        return this.#statfs();
+      case Opcode.INIT:
+        return this.#init();
+      case Opcode.RELEASE:
+      case Opcode.RELEASEDIR:
+      case Opcode.DESTROY:
+        return this.#finish(0);
+      case Opcode.FORGET:
+      case Opcode.BATCH_FORGET:
+        return NO_REPLY;
+      case Opcode.READLINK:
+        return this.#finish(Errno.EINVAL);
+      case Opcode.SETATTR:
+      case Opcode.SYMLINK:
+      case Opcode.MKNOD:
+      case Opcode.MKDIR:
+      case Opcode.UNLINK:
+      case Opcode.RMDIR:
+      case Opcode.RENAME:
+      case Opcode.RENAME2:
+      case Opcode.LINK:
+      case Opcode.WRITE:
+      case Opcode.CREATE:
+      case Opcode.TMPFILE:
+      case Opcode.FALLOCATE:
+      case Opcode.COPY_FILE_RANGE:
+      case Opcode.SETXATTR:
+      case Opcode.REMOVEXATTR:
+        return this.#finish(Errno.EROFS);
+      default:
+        // The kernel remembers it and does not ask again. For GETXATTR, LISTXATTR, FLUSH, ACCESS
+        // and INTERRUPT that saves every later request; all its defaults are what we want.
+        return this.#finish(Errno.ENOSYS);
+    }
+  }
+
+  #finish(errno: number, payloadBytes = 0): number {
+    return this.reply.finish(this.request, errno, payloadBytes);
+  }
+
+  #withNode(put: (node: TreeNode) => number): number {
+    const node = this.#tree.node(this.request.nodeId);
+    return node === undefined ? this.#finish(Errno.ENOENT) : this.#finish(0, put(node));
+  }
+
+  #init(): number {
+    const { request } = this;
+    const major = request.u32(Argument.initMajor);
+    const kernelMinor = request.u32(Argument.initMinor);
+    if (major < FUSE_KERNEL_VERSION || kernelMinor < OLDEST_MINOR_VERSION) {
+      this.#log.report('INIT', new Error(`the kernel's FUSE ${major}.${kernelMinor} is too old`));
+      return this.#finish(Errno.EPROTO);
+    }
+    // A newer major version is answered with ours, and the kernel asks again.
+    this.#offered = request.u32(Argument.initFlags);
+    const length = this.reply.putInit({
+      minor: Math.min(kernelMinor, FUSE_KERNEL_MINOR_VERSION),
+      maxReadahead: Math.max(request.u32(Argument.initMaxReadahead), MAX_READ_BYTES),
+      flags: this.#offered & WANTED_FLAGS,
+      maxBackground: MAX_BACKGROUND,
+      maxWrite: 4096,
+      maxPages: MAX_PAGES,
+    });
+    return this.#finish(0, length);
+  }
+
+  #lookup(): number {
+    const { request, reply } = this;
+    const directory = this.#tree.node(request.nodeId);
+    if (directory === undefined) return this.#finish(Errno.ENOENT);
+    if (directory.kind !== 'directory') return this.#finish(Errno.ENOTDIR);
+    const name = request.name();
+    if (name === undefined) return this.#finish(Errno.EINVAL);
+    let node: TreeNode | undefined;
+    if (name === '.') node = directory;
+    else if (name === '..') node = directory.parent;
+    else node = directory.child(name);
+    if (node === undefined) return this.#finish(0, reply.putNoEntry(VALID_SECONDS));
+    return this.#finish(0, reply.putEntry(this.#tree.attributes(node), VALID_SECONDS));
+  }
+
+  /** ENOSYS spares every later OPEN and RELEASE, and stands for the same flags. */
+  #open(flagThatSparesIt: number, openFlags: number): number {
+    if ((this.#offered & flagThatSparesIt) !== 0) return this.#finish(Errno.ENOSYS);
+    return this.#finish(0, this.reply.putOpen(openFlags));
+  }
+
+  /** The hot path: nothing is allocated for reads of whole pages. */
+  #read(): number {
+    const { request, reply } = this;
+    const node = this.#tree.node(request.nodeId);
+    if (node?.kind !== 'file') return this.#finish(fileErrno(node));
+    const offset = request.u64(Argument.readOffset);
+    const wanted = request.u32(Argument.readSize);
+    if (wanted > MAX_READ_BYTES) return this.#finish(Errno.EINVAL);
+    try {
+      const length = Math.max(0, Math.min(wanted, node.size - offset));
+      if (length > 0) node.read(reply.payload(length), offset);
+      return this.#finish(0, length);
+    } catch (error) {
+      this.#log.report(`${Buffer.from(node.name).toString()}`, error);
+      return this.#finish(errnoOf(error));
+    }
+  }
+
+  #readDirectory(withAttributes: boolean): number {
+    const { request, reply } = this;
+    const directory = this.#tree.node(request.nodeId);
+    if (directory === undefined) return this.#finish(Errno.ENOENT);
+    if (directory.kind !== 'directory') return this.#finish(Errno.ENOTDIR);
+    const limit = Math.min(request.u32(Argument.readSize), MAX_READ_BYTES);
+    let length = 0;
+    for (let position = request.u64(Argument.readOffset); ; position++) {
+      const listed = this.#tree.listed(directory, position);
+      if (listed === undefined) break;
+      const { node, name } = listed;
+      let at = length;
+      if (withAttributes) {
+        if (at + Size.entryOut + direntBytes(name.length) > limit) break;
+        // An entry of inode 0 gives no attributes: the kernel asks when somebody wants them.
+        const known = listed.isChild && (node.kind === 'directory' || node.isCheap);
+        at += known
+          ? reply.putEntry(this.#tree.attributes(node), VALID_SECONDS, at)
+          : reply.putNoEntry(0, at);
+      }
+      const { inode, mode } = node;
+      const bytes = reply.putDirent({ inode, mode, name, next: position + 1 }, at, limit);
+      if (bytes === 0) break;
+      length = at + bytes;
+    }
+    return this.#finish(0, length);
+  }
+
+  #seek(): number {
+    const { request } = this;
+    const node = this.#tree.node(request.nodeId);
+    if (node?.kind !== 'file') return this.#finish(fileErrno(node));
+    const whence = request.u32(Argument.lseekWhence);
+    if (whence !== Whence.SEEK_DATA && whence !== Whence.SEEK_HOLE) {
+      return this.#finish(Errno.EINVAL);
+    }
+    const found = node.seek(request.u64(Argument.lseekOffset), whence);
+    return found < 0 ? this.#finish(Errno.ENXIO) : this.#finish(0, this.reply.putOffset(found));
+  }
+
+  #statfs(): number {
+    const blockBytes = 4096;
+    const blocks = Math.ceil(this.#tree.bytes / blockBytes);
+    const files = this.#tree.nodeCount;
+    return this.#finish(0, this.reply.putStatfs({ blocks, files, blockBytes }));
+  }
+}
