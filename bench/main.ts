@@ -57,10 +57,9 @@ interface Settings {
  * Runs the program.
  *
  * @param root directory of the repository
- * @param build brings the built command up to date
  * @returns the exit code: 1 if a bench failed, 2 for wrong usage
  */
-export async function main(argv: string[], root: string, build: () => void): Promise<number> {
+export async function main(argv: string[], root: string): Promise<number> {
   try {
     const { values, positionals } = parseArgs({
       args: argv,
@@ -71,7 +70,8 @@ export async function main(argv: string[], root: string, build: () => void): Pro
         seconds: { type: 'string', default: '3' },
         'temp-dir': { type: 'string', default: os.tmpdir() },
         'output-dir': { type: 'string', default: path.join(root, 'bench', 'results') },
-        'no-build': { type: 'boolean', default: false },
+        // For run.mjs, which has done it by now.
+        'no-build': { type: 'boolean' },
         list: { type: 'boolean', default: false },
         help: { type: 'boolean', short: 'h', default: false },
       },
@@ -94,7 +94,6 @@ export async function main(argv: string[], root: string, build: () => void): Pro
       tempDirectory: path.resolve(values['temp-dir']),
       outputDirectory: path.resolve(values['output-dir']),
     };
-    if (!values['no-build']) build();
     return await runBenches(settings, root);
   } catch (error) {
     const isUsage =

@@ -16,7 +16,7 @@ import {
   canReadFirstByte,
   detachMount,
   makeDirectory,
-  mountedFileName,
+  MOUNTED_DISK,
   ourMount,
   storageDaemonCommand,
   storageDaemonMount,
@@ -89,7 +89,7 @@ function mountInBackground(context: BenchContext, image: string): Contender {
       try {
         const elapsed = stopwatch();
         await context.programs.run([...context.qcow2, 'mount', image, mountPoint]);
-        requireFirstByte(path.join(mountPoint, mountedFileName(image)));
+        requireFirstByte(path.join(mountPoint, MOUNTED_DISK));
         return { value: elapsed() };
       } finally {
         await undo();

@@ -41,7 +41,7 @@ export const ourMount: Exporter = {
     const mountPoint = path.join(directory, 'tree');
     mkdirSync(mountPoint);
     const command: Command = [...context.qcow2, 'mount', '--foreground', image, mountPoint];
-    const file = path.join(mountPoint, mountedFileName(image));
+    const file = path.join(mountPoint, MOUNTED_DISK);
     return serve(context, { command, directory, address: file, mountPoint });
   },
 };
@@ -97,10 +97,8 @@ export function storageDaemonCommand(image: string, mountPoint: string): Command
   ];
 }
 
-/** Name of the whole disk in a tree that `qcow2 mount` shows. */
-export function mountedFileName(image: string): string {
-  return `${path.basename(image, path.extname(image))}.raw`;
-}
+/** Name of the whole disk in the tree that `qcow2 mount` shows. */
+export const MOUNTED_DISK = 'disk.raw';
 
 /** A contender that serves `image` afresh, measures what `measure` says, and stops. */
 export function measureExport(
