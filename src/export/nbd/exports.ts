@@ -2,6 +2,7 @@
 
 import type { BlockDevice } from '../../device/block-device.ts';
 import { Qcow2Error } from '../../errors.ts';
+import { padToSector } from './padded-device.ts';
 import { NBD_MAX_STRING } from './protocol.ts';
 
 /** One export of an NBD server. */
@@ -13,6 +14,7 @@ export interface NbdExport {
   /**
    * The device, or a function that opens it when the first client asks for it. A device that was
    * opened here is closed when its last client has gone; one that was given stays the caller's.
+   * Clients see it with zeroes after its end if its size is not a multiple of 512.
    */
   device: BlockDevice | (() => BlockDevice);
 }
@@ -71,7 +73,7 @@ export class ExportTable {
     let entry = this.#open.get(item.name);
     if (entry === undefined) {
       const ownsDevice = typeof item.device === 'function';
-      const device = typeof item.device === 'function' ? item.device() : item.device;
+      const device = padToSector(typeof item.device === 'function' ? item.device() : item.device);
       const description = item.description ?? '';
       entry = { name: item.name, description, device, users: 0, ownsDevice };
       this.#open.set(item.name, entry);

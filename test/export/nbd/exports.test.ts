@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { NullDevice } from '../../../src/device/memory.ts';
+import { MemoryDevice, NullDevice } from '../../../src/device/memory.ts';
 import { ExportTable } from '../../../src/export/nbd/exports.ts';
 
 class CountedDevice extends NullDevice {
@@ -16,7 +16,7 @@ describe('ExportTable', () => {
     const table = new ExportTable([
       {
         name: 'lazy',
-        device: () => {
+        device: (): CountedDevice => {
           const device = new CountedDevice(512);
           devices.push(device);
           return device;
@@ -51,9 +51,37 @@ describe('ExportTable', () => {
   it('prefers an export that is called by the empty name over the default', () => {
     const table = new ExportTable([
       { name: 'disk', device: new NullDevice(1) },
-      { name: '', device: new NullDevice(2) },
+      { name: '', device: new NullDevice(1024) },
     ]);
-    expect(table.acquire('')!.device.size).toBe(2);
+    expect(table.acquire('')!.device.size).toBe(1024);
+  });
+
+  it('rounds a device up to whole sectors with zeroes', () => {
+    const bytes = new Uint8Array(1000).fill(7);
+    const table = new ExportTable([{ name: 'odd', device: new MemoryDevice(bytes) }]);
+    const { device } = table.acquire('odd')!;
+    expect(device.size).toBe(1024);
+    for (const [offset, length] of [
+      [0, 1024],
+      [990, 20],
+      [990, 10],
+      [1000, 24],
+      [1023, 1],
+      [0, 512],
+    ] as const) {
+      const target = Buffer.alloc(length, 0xff);
+      device.read(target, offset);
+      const expected = Buffer.alloc(1024);
+      expected.set(bytes);
+      expect(target.equals(expected.subarray(offset, offset + length))).toBe(true);
+    }
+    expect(() => device.read(new Uint8Array(2), 1023)).toThrow('outside the device of 1024 bytes');
+    expect(
+      [...device.extents(500, 524)].map(({ offset, length, zero }) => [offset, length, zero]),
+    ).toEqual([
+      [500, 500, false],
+      [1000, 24, true],
+    ]);
   });
 
   it.each([

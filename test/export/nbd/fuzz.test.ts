@@ -66,8 +66,8 @@ function validSession(random: (bound: number) => number): Buffer[] {
 }
 
 /** A session with bytes, fields or whole messages changed, doubled or lost. */
-function mutate(parts: Buffer[], random: (bound: number) => number): Buffer {
-  const changed = parts.map((part) => Buffer.from(part));
+function mutate(parts: readonly Buffer[], random: (bound: number) => number): Buffer {
+  const changed: Buffer[] = parts.map((part) => Buffer.from(part));
   for (let count = random(4); count > 0; count--) {
     const at = random(changed.length);
     const part = changed[at]!;

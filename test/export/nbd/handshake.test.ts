@@ -18,7 +18,7 @@ import {
 } from './wire.ts';
 
 const EXPORTS: NbdExport[] = [
-  { name: 'disk', description: 'the disk', device: new NullDevice(2 ** 40 + 513) },
+  { name: 'disk', description: 'the disk', device: new NullDevice(2 ** 40 + 512) },
   { name: 'disk/1', device: new MemoryDevice(new Uint8Array(1024)) },
 ];
 
@@ -68,7 +68,7 @@ function answer(...options: Buffer[]): Buffer {
   return negotiate([clientFlags(), ...options]).sent.subarray(GREETING.length);
 }
 
-const SIZE = 2 ** 40 + 513;
+const SIZE = 2 ** 40 + 512;
 const INFO_EXPORT = be([16, 0], [64, SIZE], [16, FLAGS]);
 
 describe('greeting and client flags', () => {
