@@ -91,7 +91,7 @@ async function listenTcp(
 
 /** Text as a part of a URI in which slashes may stand. */
 function encodePath(text: string): string {
-  return encodeURIComponent(text).replaceAll('%2F', '/');
+  return encodeURIComponent(text).replaceAll('%2F', '/').replaceAll('%40', '@');
 }
 
 function isMissingAddress(error: unknown): boolean {

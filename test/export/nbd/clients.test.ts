@@ -211,7 +211,14 @@ print(error(lambda: h.pwrite(b'x' * 512, 0)), error(lambda: h.zero(512, 0)),
 });
 
 describePeers(['fio'], 'fio', () => {
-  const job = ['--name=job', '--bs=4k', `--size=${8 * MiB}`, '--verify=crc32c', '--minimal'];
+  const job = [
+    '--name=job',
+    '--bs=4k',
+    `--size=${8 * MiB}`,
+    '--verify=crc32c',
+    '--minimal',
+    '--verify_state_save=0',
+  ];
 
   it('verifies what it wrote, at depth 32', async () => {
     const written = join(directory(), 'written.raw');
