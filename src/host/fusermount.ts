@@ -117,7 +117,7 @@ function socketPair(libc: Libc): [ours: number, theirs: number] {
  * hand, as every 64-bit Linux has them.
  */
 function receiveDescriptor(libc: Libc, socket: number): number {
-  const recvmsg = libc.func('ssize_t recvmsg(int socket, void *message, int flags)');
+  const recvmsg = libc.func('int64_t recvmsg(int socket, void *message, int flags)');
   const message = new BigUint64Array(new ArrayBuffer(128));
   const vector = new BigUint64Array(new ArrayBuffer(128));
   const byte = new Uint8Array(new ArrayBuffer(128));

@@ -29,15 +29,11 @@ export function safeName(name: string): string {
  */
 export function fileName(stem: string, suffix = ''): string {
   let name = safeName(stem);
-  let room = MAX_NAME_BYTES - suffix.length;
-  if (Buffer.byteLength(name) > room) {
-    let cut = '';
-    for (const character of name) {
-      room -= Buffer.byteLength(character);
-      if (room < 0) break;
-      cut += character;
-    }
-    name = cut;
+  const room = MAX_NAME_BYTES - suffix.length;
+  const bytes = Buffer.from(name);
+  if (bytes.length > room) {
+    // A character that is cut in two is decoded as U+FFFD, which is in no safe name.
+    name = bytes.toString('utf8', 0, room).replace(/\ufffd$/, '');
   }
   if (suffix === '' && (name === '' || name === '.' || name === '..'))
     return '_'.padEnd(name.length, '_');

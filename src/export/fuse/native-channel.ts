@@ -80,25 +80,28 @@ export interface NativeMountOptions {
 
 /** fuse-native's operations over a tree. None of them throws. */
 export function nativeOperations(tree: FileTree, log: ErrorLog): NativeOperations {
-  /** Runs `answer` for the node at a path; whatever it throws becomes an error number. */
-  function withNode(path: string, callback: Callback, answer: (node: TreeNode) => unknown[]): void {
-    let result: unknown[] = [];
-    let errno = 0;
+  /** Runs `answer` for the node at a path; a number, and whatever it throws, is an error. */
+  function withNode(
+    path: string,
+    callback: Callback,
+    answer: (node: TreeNode) => unknown[] | number,
+  ): void {
+    let result: unknown[] | number;
     try {
       const node = tree.resolve(path);
-      if (node === undefined) errno = Errno.ENOENT;
-      else result = answer(node);
+      result = node === undefined ? Errno.ENOENT : answer(node);
     } catch (error) {
       log.report(path, error);
-      errno = errnoOf(error);
+      result = errnoOf(error);
     }
-    callback(-errno, ...result);
+    if (typeof result === 'number') callback(-result);
+    else callback(0, ...result);
   }
   return {
     getattr: (path, callback) => withNode(path, callback, (node) => [statOf(tree, node)]),
     readdir: (path, callback) =>
       withNode(path, callback, (node) => {
-        if (node.kind !== 'directory') throw new Qcow2Error('NOT_FOUND', 'not a directory');
+        if (node.kind !== 'directory') return Errno.ENOTDIR;
         const names = node.children.map((child) => Buffer.from(child.name).toString());
         return [['.', '..', ...names], []];
       }),
@@ -115,7 +118,7 @@ export function nativeOperations(tree: FileTree, log: ErrorLog): NativeOperation
       }
       try {
         const count = Math.max(0, Math.min(length, node.size - offset));
-        node.read(target.subarray(0, count), offset);
+        if (count > 0) node.read(target.subarray(0, count), offset);
         // This channel has the number of bytes in the place of the error number.
         callback(count);
       } catch (error) {

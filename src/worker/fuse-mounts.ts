@@ -1,0 +1,223 @@
+/** What is mounted, what is left of mounts whose process died, and the ways to end both. */
+
+import { rmdirSync } from 'node:fs';
+import { Qcow2Error } from '../errors.ts';
+import { unmountFuse } from '../host/mount.ts';
+import { findMount, listMounts } from '../host/mountinfo.ts';
+import type { MountEntry } from '../host/mountinfo.ts';
+import { isAlive, processOwner, usersOfMount } from '../host/processes.ts';
+import { listStates, removeState } from './fuse-state.ts';
+import type { FoundState } from './fuse-state.ts';
+
+/** Whether a mount works: `dead` if its process is gone; `unknown` if there is no record of it. */
+export type MountStatus = 'alive' | 'dead' | 'unknown';
+
+/** A mount of this program. */
+export interface MountReport {
+  directory: string;
+  image: string;
+  status: MountStatus;
+  /** The record; undefined for mounts that are only in the mount table. */
+  state: FoundState | undefined;
+}
+
+/** How {@link unmount} goes about it. */
+export interface UnmountRequest {
+  lazy: boolean;
+  force: boolean;
+}
+
+/** How long a process that serves a mount may take to end after it. */
+const EXIT_TIMEOUT_MS = 10_000;
+/** How long one may take to end its mount by itself. */
+const TERMINATE_TIMEOUT_MS = 6000;
+/** Users of a busy mount that an error names. */
+const MAX_USERS_NAMED = 5;
+
+const TYPE = 'fuse.qcow2';
+
+/** All mounts of this program that this user may see. Asks nothing of the mounts themselves. */
+export function listReports(): MountReport[] {
+  const mounts = listMounts();
+  const reports: MountReport[] = [];
+  for (const state of listStates()) {
+    const alive = isServing(state);
+    if (!alive && !mounts.some((mount) => isMountOf(mount, state))) continue;
+    const { directory, image } = state;
+    reports.push({ directory, image, status: alive ? 'alive' : 'dead', state });
+  }
+  for (const { directory, source, type } of mounts) {
+    if (type !== TYPE || reports.some((report) => report.directory === directory)) continue;
+    reports.push({ directory, image: source, status: 'unknown', state: undefined });
+  }
+  return reports;
+}
+
+/** Whether the process that a record names is there, and is its owner's: it could name any. */
+function isServing({ pid, startTime, uid }: FoundState): boolean {
+  return isAlive(pid, startTime ?? undefined) && (processOwner(pid) ?? uid) === uid;
+}
+
+function isMountOf(mount: MountEntry, { directory, device }: FoundState): boolean {
+  return mount.directory === directory && (device === '' || mount.device === device);
+}
+
+/**
+ * Undoes what died: unmounts it, removes the directories that were made for it, and its record.
+ * Only what belongs to this user. Never throws.
+ *
+ * @returns the directories that were freed
+ */
+export function cleanStale(): string[] {
+  const freed: string[] = [];
+  const uid = process.geteuid?.() ?? 0;
+  for (const state of listStates()) {
+    if (state.uid !== uid || isServing(state)) continue;
+    if (clean(state)) freed.push(state.directory);
+  }
+  return freed;
+}
+
+/** Undoes a mount whose process is gone; returns whether anything was still mounted. */
+function clean(state: FoundState): boolean {
+  const mount = findMount(state.directory);
+  const isMounted = mount !== undefined && isMountOf(mount, state);
+  if (isMounted) {
+    try {
+      unmountFuse(state.directory, { lazy: true });
+    } catch {
+      // Still there: the record stays for the next attempt.
+      return false;
+    }
+  }
+  forget(state);
+  return isMounted;
+}
+
+/**
+ * Removes the record of a mount that has ended, and the directory if it was made for it. Not those
+ * of another user: a record could name any directory.
+ */
+function forget(state: FoundState): void {
+  if (state.uid !== (process.geteuid?.() ?? 0)) return;
+  if (state.madeDirectory) removeEmptyDirectory(state.directory);
+  removeState(state.file);
+}
+
+/** Removes a directory unless something is in it by now. */
+export function removeEmptyDirectory(directory: string): void {
+  try {
+    rmdirSync(directory);
+  } catch {
+    // Not empty, or gone already: either way not ours to remove.
+  }
+}
+
+/**
+ * Unmounts a directory, and waits until the process that served it is gone.
+ *
+ * @param directory absolute path; it is not looked into
+ * @returns `dead` if what was mounted there had lost its process already
+ * @throws {Qcow2Error} `NOT_FOUND` if nothing of this program is mounted there, `LOCKED` if it is
+ * in use
+ */
+export async function unmount(directory: string, request: UnmountRequest): Promise<MountStatus> {
+  const report = listReports().findLast((candidate) => candidate.directory === directory);
+  if (report === undefined) throw notMounted(directory);
+  const { state, status } = report;
+  if (state === undefined) {
+    unmountOrExplain(directory, { lazy: request.lazy || request.force, force: request.force });
+    return status;
+  }
+  if (status === 'dead') {
+    unmountFuse(directory, { lazy: true });
+    clean(state);
+    return status;
+  }
+  if (request.force) await terminate(state);
+  else await unmountAlive(state, request.lazy);
+  return status;
+}
+
+function notMounted(directory: string): Qcow2Error {
+  const other = findMount(directory);
+  if (other === undefined) {
+    return new Qcow2Error('NOT_FOUND', 'no image is mounted there', {
+      file: directory,
+      hint: 'qcow2 mounts lists those that are',
+    });
+  }
+  return new Qcow2Error('NOT_FOUND', `something else is mounted there (${other.type})`, {
+    file: directory,
+    hint: 'umount(8) unmounts it',
+  });
+}
+
+async function unmountAlive(state: FoundState, lazy: boolean): Promise<void> {
+  unmountOrExplain(state.directory, { lazy, force: false });
+  // After a lazy unmount the process lives until the last file is closed.
+  const timeoutMs = lazy ? 500 : EXIT_TIMEOUT_MS;
+  const gone = await waitForExit(state, timeoutMs);
+  if (gone) {
+    forget(state);
+  } else if (!lazy) {
+    throw new Qcow2Error('HOST', `it is unmounted, but process ${state.pid} has not ended`, {
+      file: state.directory,
+    });
+  }
+}
+
+/** The process ends its mount itself; if it does not, it is killed, which ends the mount as well. */
+async function terminate(state: FoundState): Promise<void> {
+  signal(state, 'SIGTERM');
+  if (!(await waitForExit(state, TERMINATE_TIMEOUT_MS))) {
+    signal(state, 'SIGKILL');
+    await waitForExit(state, EXIT_TIMEOUT_MS);
+  }
+  clean(state);
+}
+
+function signal(state: FoundState, name: NodeJS.Signals): void {
+  const { pid, directory } = state;
+  if (!isServing(state)) return;
+  try {
+    process.kill(pid, name);
+  } catch (error) {
+    throw new Qcow2Error('HOST', `cannot end process ${pid}, which serves it`, {
+      file: directory,
+      cause: error,
+    });
+  }
+}
+
+async function waitForExit(state: FoundState, timeoutMs: number): Promise<boolean> {
+  const deadline = performance.now() + timeoutMs;
+  while (isServing(state)) {
+    if (performance.now() > deadline) return false;
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+  return true;
+}
+
+function unmountOrExplain(directory: string, how: { lazy: boolean; force: boolean }): void {
+  try {
+    unmountFuse(directory, how);
+  } catch (error) {
+    if (!(error instanceof Qcow2Error) || error.code !== 'LOCKED') throw error;
+    throw new Qcow2Error('LOCKED', `it is in use${namesOfUsers(directory)}`, {
+      file: directory,
+      hint: '--lazy lets them finish, --force cuts them off',
+      cause: error,
+    });
+  }
+}
+
+function namesOfUsers(directory: string): string {
+  const users = usersOfMount(directory);
+  if (users.length === 0) return '';
+  const named = users
+    .slice(0, MAX_USERS_NAMED)
+    .map(({ pid, name }) => (pid === 0 ? name : `${name} (process ${pid})`));
+  const more = users.length - named.length;
+  return ` by ${named.join(', ')}${more > 0 ? ` and ${more} more` : ''}`;
+}

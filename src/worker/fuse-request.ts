@@ -1,0 +1,113 @@
+/** What is handed between the command, the process that serves a mount, and its worker. */
+
+import { Qcow2Error } from '../errors.ts';
+import type { ErrorCode } from '../errors.ts';
+import type { FuseOptions } from './fuse-options.ts';
+
+/** How a mount reaches the kernel. */
+export type ChannelName = 'kernel' | 'fuse-native';
+
+/** Which image, and how it is to be opened. */
+export interface ImageRequest {
+  /** Absolute path. */
+  image: string;
+  format?: 'qcow2' | 'raw';
+  backingFormat?: 'qcow2' | 'raw';
+  allowProtocolNames?: boolean;
+  /** Show this internal snapshot, by id or name, in place of the current state. */
+  snapshot?: string;
+  /** Show this partition as `disk.raw`. */
+  partition?: number;
+}
+
+/** A mount that is asked for. Survives JSON. */
+export interface MountRequest extends ImageRequest {
+  /** Absolute path of a directory that exists. */
+  directory: string;
+  /** It was made for this mount, and goes with it. */
+  madeDirectory: boolean;
+  channel: ChannelName | 'auto';
+  options: FuseOptions;
+  /** Identifier of the record of this mount. */
+  id: string;
+  /** Path of the log; undefined in the foreground. */
+  log?: string;
+}
+
+/** A file of the tree that shows a disk or a part of one. */
+export interface ShownFile {
+  /** Path from the mounted directory. */
+  file: string;
+  /** Bytes. */
+  size: number;
+}
+
+/** A partition that a mount shows. */
+export interface ShownPartition extends ShownFile {
+  number: number;
+  /** The type's GUID or byte. */
+  type: string;
+  typeName: string;
+  /** The label; may be empty. */
+  name: string;
+}
+
+/** What a mount shows. Survives JSON. */
+export interface ImageSummary {
+  format: string;
+  disk: ShownFile;
+  partitionScheme: string;
+  partitions: ShownPartition[];
+  snapshots: { id: string; name: string; directory: string }[];
+  layers: ShownFile[];
+  warnings: string[];
+}
+
+/** A mount that works. Survives JSON. */
+export interface MountSummary extends ImageSummary {
+  directory: string;
+  image: string;
+  channel: ChannelName;
+  /** Why the kernel channel was not used, where it would have been preferred. */
+  fallbackReason?: string;
+  pid: number;
+}
+
+/** An error that goes to another thread or process. */
+export interface WireError {
+  code: ErrorCode | undefined;
+  message: string;
+}
+
+/** Takes down an error for another thread or process. */
+export function toWireError(error: unknown): WireError {
+  if (error instanceof Qcow2Error) return { code: error.code, message: error.message };
+  return { code: undefined, message: error instanceof Error ? error.message : String(error) };
+}
+
+/** The error that was taken down. */
+export function fromWireError({ code, message }: WireError): Error {
+  return code === undefined ? new Error(message) : new Qcow2Error(code, message);
+}
+
+/** What the worker tells the main thread. */
+export type WorkerMessage =
+  | { kind: 'opened'; summary: ImageSummary }
+  | { kind: 'ready' }
+  | { kind: 'ended' }
+  | { kind: 'failed'; error: WireError };
+
+/** What the main thread tells the worker, once: the descriptor to serve. */
+export interface ServeMessage {
+  fd: number;
+}
+
+/** What a worker starts with. */
+export interface WorkerInput {
+  request: MountRequest;
+  /** One Int32: not 0 once the worker is to stop after the request that it is serving. */
+  stop: SharedArrayBuffer;
+}
+
+/** What the serving process tells the command: one line of JSON. */
+export type LaunchResult = { ok: true; summary: MountSummary } | { ok: false; error: WireError };
