@@ -22,7 +22,7 @@ import {
 import type { ReplyWriter } from './reply-writer.ts';
 
 /** Cost, in bytes read, that a client may cause before it is another client's turn. */
-const TURN_BYTES = 1024 * 1024;
+const TURN_BYTES = 512 * 1024;
 /** Cost of a request besides the bytes that it reads. */
 const REQUEST_COST = 2048;
 /** Bytes of a piece of a reply that is sent in pieces, or of a range that is read ahead. */
