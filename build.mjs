@@ -48,7 +48,7 @@ async function bundle() {
     outdir: DIST,
     // Chunks lie beside the entry points: `new URL('./NAME.js', import.meta.url)` finds a worker's
     // entry point from whichever chunk the call ended up in.
-    chunkNames: 'chunk-[name]-[hash]',
+    chunkNames: '[name]-[hash]',
     bundle: true,
     splitting: true,
     format: 'esm',

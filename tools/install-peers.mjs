@@ -61,7 +61,8 @@ function aptGet(args) {
 
 function isPresent(entry) {
   if (entry.program !== undefined) return hasProgram(entry.program);
-  if (entry.module !== undefined) return succeeds('/usr/bin/python3', ['-c', `import ${entry.module}`]);
+  if (entry.module !== undefined)
+    return succeeds('/usr/bin/python3', ['-c', `import ${entry.module}`]);
   // Block drivers of QEMU: nothing on the search path tells.
   return !hasProgram('dpkg') || succeeds('dpkg', ['-s', entry.name]);
 }

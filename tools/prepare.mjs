@@ -56,7 +56,8 @@ function isInstalled() {
 function install() {
   console.log('Installing the packages of package-lock.json (npm ci) …');
   const npm = process.env.npm_execpath;
-  const args = ['ci', '--no-audit', '--no-fund', '--loglevel=error'];
+  // No package here needs its installation script, and that of fuse-native compiles for nothing.
+  const args = ['ci', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error'];
   const { status, error } =
     npm?.endsWith('.js') === true
       ? spawnSync(process.execPath, [npm, ...args], { cwd: ROOT, stdio: 'inherit' })

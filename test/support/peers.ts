@@ -22,7 +22,7 @@ export type Capability =
   | 'other-user'
   /** koffi loads. */
   | 'koffi'
-  /** fuse-native loads. */
+  /** fuse-native is installed, with an addon for this platform. */
   | 'fuse-native'
   /** The system's Python, {@link SYSTEM_PYTHON}, has libnbd's module. */
   | 'python3-libnbd';
@@ -33,13 +33,21 @@ export type Peer = Capability | (string & {});
 /** The interpreter that the distribution's Python packages are for; another may come first in PATH. */
 export const SYSTEM_PYTHON = '/usr/bin/python3';
 
+/** Loading it takes some preparation, which is the channel's business: a test shows whether it works. */
+const FUSE_NATIVE_ADDON = join(
+  import.meta.dirname,
+  '../../node_modules/fuse-native/prebuilds',
+  `${process.platform}-${process.arch}`,
+  'node.napi.node',
+);
+
 const CAPABILITIES: Record<Capability, () => boolean> = {
   '/dev/fuse': () => canUse('/dev/fuse', constants.R_OK | constants.W_OK),
   root: isRoot,
   loop: () => isRoot() && existsSync('/dev/loop-control') && succeeds('losetup', ['--find']),
   'other-user': () => isRoot() && succeeds('setpriv', ['--reuid=65534', '--clear-groups', 'true']),
   koffi: () => succeeds(process.execPath, ['-e', 'require("koffi")']),
-  'fuse-native': () => succeeds(process.execPath, ['-e', 'require("fuse-native")']),
+  'fuse-native': () => existsSync(FUSE_NATIVE_ADDON),
   'python3-libnbd': () => succeeds(SYSTEM_PYTHON, ['-c', 'import nbd']),
 };
 
