@@ -185,7 +185,8 @@ export class Connection {
       this.#input = NO_INPUT;
       this.#inputStart = 0;
     } else if (this.#inputStart > 0) {
-      this.#input = this.#input.slice(this.#inputStart);
+      // A copy: `slice` of a Buffer would keep all of it.
+      this.#input = new Uint8Array(this.#input.subarray(this.#inputStart));
       this.#inputStart = 0;
     }
   }

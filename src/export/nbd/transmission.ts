@@ -138,7 +138,7 @@ export class Transmission {
     const pending = Math.floor((input.length - at) / MessageSize.request);
     const writer = this.#writer;
     if (!writer.reserve(total, total * pending)) {
-      const request = input.slice(at, at + MessageSize.request);
+      const request = copyRequest(input, at);
       this.#job = { kind: 'stream', request, offset, remaining: length };
       return 0;
     }
@@ -161,7 +161,7 @@ export class Transmission {
     const at = this.position;
     switch (type) {
       case Command.NBD_CMD_WRITE: {
-        const request = input.slice(at, at + MessageSize.request);
+        const request = copyRequest(input, at);
         this.#refusedWrite = { request, remaining: length };
         return;
       }
@@ -182,7 +182,7 @@ export class Transmission {
           this.#reply(input, at, NbdError.NBD_EINVAL);
           return;
         }
-        const request = input.slice(at, at + MessageSize.request);
+        const request = copyRequest(input, at);
         this.#job = { kind: 'cache', request, offset, remaining: length };
         return;
       }
@@ -248,4 +248,9 @@ export class Transmission {
     this.problem = problem;
     return 'violation';
   }
+}
+
+/** A request for later; `slice` of a Buffer would keep all that arrived with it. */
+function copyRequest(input: Uint8Array, at: number): Uint8Array {
+  return new Uint8Array(input.subarray(at, at + MessageSize.request));
 }
