@@ -214,9 +214,11 @@ class RunningProgram {
 
   /** What to throw when it failed, or ended although it should serve. */
   failure(): Error {
-    const lastLine = this.stderr.trim().split('\n').at(-1) ?? '';
+    const lines = this.stderr.trim().split('\n');
+    // After an uncaught error, Node's last line is its version.
+    const line = lines.find((text) => /^\w*Error\b/.test(text)) ?? lines.at(-1) ?? '';
     const { exitCode, signalCode } = this.child;
     const end = signalCode ?? `exit code ${exitCode ?? 127}`;
-    return new Error(`${this.command.join(' ')}: ${end}${lastLine && `: ${lastLine}`}`);
+    return new Error(`${this.command.join(' ')}: ${end}${line && `: ${line}`}`);
   }
 }
