@@ -30,6 +30,11 @@ async function main(): Promise<number> {
     mayGoOn = false;
     void mount?.stop();
   };
+  process.on('uncaughtException', (error) => {
+    // Ending here would wait for the worker, and the worker for requests: the mount goes first.
+    writeSync(2, `${error.stack ?? error.message}\n`);
+    stop();
+  });
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(signal, stop);
   try {
     mount = await startMount(request);

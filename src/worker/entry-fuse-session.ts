@@ -25,7 +25,10 @@ try {
   parentPort!.once('message', ({ fd }: ServeMessage) => {
     // Not through process.stderr, which the blocked thread would never get to flush.
     const log = new ErrorLog((line) => writeSync(2, `${line}\n`));
-    const session = new FuseSession(tree, log, () => tell({ kind: 'ready' }));
+    const session = new FuseSession(tree, log, {
+      onReady: () => tell({ kind: 'ready' }),
+      directIo: request.options.directIo,
+    });
     try {
       session.serve(new DeviceChannel(fd), () => Atomics.load(stopFlag, 0) !== 0);
       tell({ kind: 'ended' });

@@ -1,12 +1,16 @@
 /** Opens an image for a mount, and lays out what the mount shows of it. */
 
-import { basename } from 'node:path';
 import { statSync } from 'node:fs';
-import { FileDevice } from '../device/file.ts';
-import { readPartitionTable } from '../format/partition/index.ts';
+import { basename } from 'node:path';
+import { openDevice } from '../chain/open-device.ts';
+import { openImage } from '../chain/open.ts';
+import type { Image, OpenImageOptions } from '../chain/open.ts';
+import type { BlockDevice } from '../device/block-device.ts';
 import { FileTree } from '../export/fuse/file-tree.ts';
 import { imageTree } from '../export/fuse/image-tree.ts';
 import type { ImageParts, ImageTree } from '../export/fuse/image-tree.ts';
+import { readPartitionTable } from '../format/partition/index.ts';
+import type { PartitionTable } from '../format/partition/index.ts';
 import type { ImageRequest, ImageSummary, MountRequest } from './fuse-request.ts';
 
 /** An image that is open, and its tree. */
@@ -37,18 +41,75 @@ export function openForMount(request: MountRequest): OpenedImage {
 }
 
 function openParts(request: ImageRequest): { parts: ImageParts; format: string } {
-  const disk = new FileDevice(request.image);
-  return {
-    parts: {
-      disk,
-      storedBytes: disk.allocatedSize,
-      table: readPartitionTable(disk),
-      snapshots: [],
-      layers: [{ name: basename(disk.path), device: disk }],
-      texts: { 'info.json': () => ['{}\n'] },
-    },
-    format: 'raw',
+  const { image: path, snapshot, partition } = request;
+  const options = openOptions(request);
+  const image = openImage(path, options);
+  const layers = layersOf(image);
+  const storedBytes = layers.reduce((sum, layer) => sum + allocatedBytes(layer.path), 0);
+  const common = { storedBytes, texts: {} };
+  if (snapshot !== undefined || partition !== undefined) {
+    const disk = openDevice(path, {
+      ...options,
+      ...(snapshot === undefined ? {} : { snapshot }),
+      ...(partition === undefined ? {} : { partition }),
+    });
+    // What looks like a table at the start of a partition is a boot sector.
+    const table = partition === undefined ? readPartitionTable(disk) : NO_TABLE;
+    const parts = { ...common, disk, table, snapshots: [], layers: [] };
+    return { parts, format: image.format };
+  }
+  const parts: ImageParts = {
+    ...common,
+    disk: image,
+    table: readPartitionTable(image),
+    snapshots: snapshotsOf(image),
+    layers:
+      image.backing === undefined
+        ? []
+        : layers.map((layer) => ({ name: basename(layer.path), device: layer })).reverse(),
   };
+  return { parts, format: image.format };
+}
+
+const NO_TABLE: PartitionTable = {
+  scheme: 'none',
+  sectorSize: 512,
+  diskId: '',
+  partitions: [],
+  warnings: [],
+};
+
+function openOptions(request: ImageRequest): OpenImageOptions {
+  const { format, backingFormat, allowProtocolNames } = request;
+  return {
+    ...(format === undefined ? {} : { format }),
+    ...(backingFormat === undefined ? {} : { backingFormat }),
+    ...(allowProtocolNames === undefined ? {} : { allowProtocolNames }),
+  };
+}
+
+/** The image, its backing file, and so on down to the base. */
+function layersOf(image: Image): Image[] {
+  const layers: Image[] = [];
+  for (let layer: Image | undefined = image; layer !== undefined; layer = layer.backing) {
+    layers.push(layer);
+  }
+  return layers;
+}
+
+function snapshotsOf(image: Image): ImageParts['snapshots'] {
+  if (!('snapshots' in image)) return [];
+  return image.snapshots.map(({ id, name }) => ({
+    id,
+    name,
+    open: (): BlockDevice => image.openSnapshot(id),
+  }));
+}
+
+/** Space that a file takes; a block device is full. */
+function allocatedBytes(path: string): number {
+  const stats = statSync(path);
+  return stats.isFile() ? stats.blocks * 512 : Number.MAX_SAFE_INTEGER / 2;
 }
 
 function summarize(parts: ImageParts, layout: ImageTree, format: string): ImageSummary {

@@ -34,7 +34,7 @@ import { currentUser, removeState, stateFile, writeState } from './fuse-state.ts
 /** What the kernel may read ahead; more gained nothing (bench fuse-seq), and root only can. */
 const READ_AHEAD_KIB = 1024;
 /** How long a worker may take to finish the request that it is serving. */
-const STOP_TIMEOUT_MS = 3000;
+const STOP_TIMEOUT_MS = 1500;
 /** How often the mount table is looked at for the end of a mount that does not tell. */
 const POLL_MS = 250;
 /**
@@ -216,7 +216,7 @@ async function serveNative(request: MountRequest): Promise<Served> {
     directory,
     source: options.source ?? request.image,
     subtype: options.subtype,
-    flags: options.flags,
+    flags: [...options.flags, ...(options.directIo ? ['direct_io'] : [])],
     allowOther: options.allowOther,
   });
   const device = findMount(directory)?.device;

@@ -30,7 +30,7 @@ export interface UnmountRequest {
 /** How long a process that serves a mount may take to end after it. */
 const EXIT_TIMEOUT_MS = 10_000;
 /** How long one may take to end its mount by itself. */
-const TERMINATE_TIMEOUT_MS = 6000;
+const TERMINATE_TIMEOUT_MS = 4000;
 /** Users of a busy mount that an error names. */
 const MAX_USERS_NAMED = 5;
 

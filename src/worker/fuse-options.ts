@@ -10,6 +10,8 @@ export interface FuseOptions {
   allowOther: boolean;
   /** The directory may hold files, which the mount hides. */
   nonempty: boolean;
+  /** Reads go past the kernel's cache. */
+  directIo: boolean;
   /** Owner of everything; default: who mounts. */
   uid?: number;
   gid?: number;
@@ -36,6 +38,7 @@ export const FUSE_OPTION_NAMES: readonly string[] = [
   ...FLAGS,
   'allow_other',
   'nonempty',
+  'direct_io',
   ...VALUES,
 ];
 
@@ -53,6 +56,7 @@ export function parseFuseOptions(
     flags: ['ro', 'nosuid', 'nodev'],
     allowOther: false,
     nonempty: false,
+    directIo: false,
     fileMode: ALL_MAY_READ,
     subtype: 'qcow2',
   };
@@ -80,6 +84,7 @@ function setFlag(
 ): void {
   if (name === 'allow_other') options.allowOther = true;
   else if (name === 'nonempty') options.nonempty = true;
+  else if (name === 'direct_io') options.directIo = true;
   else if (FLAGS.has(name)) options.flags.push(name);
   else if (name === 'rw') throw invalid('-o rw: the image is mounted for reading only');
   else if (!IMPLIED.has(name)) {

@@ -10,6 +10,7 @@ describe('parseFuseOptions', () => {
       flags: ['ro', 'nosuid', 'nodev'],
       allowOther: false,
       nonempty: false,
+      directIo: false,
       fileMode: 0o444,
       subtype: 'qcow2',
     });

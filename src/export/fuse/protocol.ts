@@ -76,7 +76,7 @@ export const InitFlag = {
 } as const;
 
 /** Bits of `fuse_open_out.open_flags`. */
-export const OpenFlag = { KEEP_CACHE: 1 << 1, CACHE_DIR: 1 << 3 } as const;
+export const OpenFlag = { DIRECT_IO: 1 << 0, KEEP_CACHE: 1 << 1, CACHE_DIR: 1 << 3 } as const;
 
 /** `whence` of LSEEK; the kernel answers the other kinds itself. */
 export const Whence = { SEEK_DATA: 3, SEEK_HOLE: 4 } as const;

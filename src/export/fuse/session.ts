@@ -63,20 +63,27 @@ export interface RequestChannel {
   send(buffer: Uint8Array, length: number): void;
 }
 
+/** How a session goes about what it serves. */
+export interface SessionOptions {
+  /** Called once the kernel has been answered for the first time. */
+  onReady?: () => void;
+  /** Reads of files go past the kernel's cache (default false). */
+  directIo?: boolean;
+}
+
 /** One connection to the kernel. */
 export class FuseSession {
   readonly request = new RequestBuffer(REQUEST_BYTES);
   readonly reply = new ReplyBuffer(MAX_READ_BYTES);
   readonly #tree: FileTree;
   readonly #log: ErrorLog;
-  readonly #onReady: () => void;
-  #offered = 0;
+  readonly #options: SessionOptions;
+  #flags = 0;
 
-  /** @param onReady called once the kernel has been answered for the first time */
-  constructor(tree: FileTree, log: ErrorLog, onReady: () => void = () => {}) {
+  constructor(tree: FileTree, log: ErrorLog, options: SessionOptions = {}) {
     this.#tree = tree;
     this.#log = log;
-    this.#onReady = onReady;
+    this.#options = options;
   }
 
   /** Serves until the channel ends or `shouldStop` says so, which is asked after each request. */
@@ -88,7 +95,7 @@ export class FuseSession {
       request.length = length;
       const replyLength = this.handle();
       if (replyLength !== NO_REPLY) channel.send(reply.bytes, replyLength);
-      if (request.opcode === Opcode.INIT) this.#onReady();
+      if (request.opcode === Opcode.INIT) this.#options.onReady?.();
     }
   }
 
@@ -124,7 +131,10 @@ export class FuseSession {
       case Opcode.READDIRPLUS:
         return this.#readDirectory(request.opcode === Opcode.READDIRPLUS);
       case Opcode.OPEN:
-        return this.#open(InitFlag.NO_OPEN_SUPPORT, OpenFlag.KEEP_CACHE);
+        return this.#open(
+          InitFlag.NO_OPEN_SUPPORT,
+          this.#options.directIo === true ? OpenFlag.DIRECT_IO : OpenFlag.KEEP_CACHE,
+        );
       case Opcode.OPENDIR:
         return this.#open(InitFlag.NO_OPENDIR_SUPPORT, OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR);
       case Opcode.LSEEK:
@@ -184,11 +194,13 @@ export class FuseSession {
       return this.#finish(Errno.EPROTO);
     }
     // A newer major version is answered with ours, and the kernel asks again.
-    this.#offered = request.u32(Argument.initFlags);
+    this.#flags = request.u32(Argument.initFlags) & WANTED_FLAGS;
+    // A file that is opened without being asked about goes through the cache.
+    if (this.#options.directIo === true) this.#flags &= ~InitFlag.NO_OPEN_SUPPORT;
     const length = this.reply.putInit({
       minor: Math.min(kernelMinor, FUSE_KERNEL_MINOR_VERSION),
       maxReadahead: Math.max(request.u32(Argument.initMaxReadahead), MAX_READ_BYTES),
-      flags: this.#offered & WANTED_FLAGS,
+      flags: this.#flags,
       maxBackground: MAX_BACKGROUND,
       maxWrite: 4096,
       maxPages: MAX_PAGES,
@@ -213,7 +225,7 @@ export class FuseSession {
 
   /** ENOSYS spares every later OPEN and RELEASE, and stands for the same flags. */
   #open(flagThatSparesIt: number, openFlags: number): number {
-    if ((this.#offered & flagThatSparesIt) !== 0) return this.#finish(Errno.ENOSYS);
+    if ((this.#flags & flagThatSparesIt) !== 0) return this.#finish(Errno.ENOSYS);
     return this.#finish(0, this.reply.putOpen(openFlags));
   }
 

@@ -385,6 +385,13 @@ describe('other requests', () => {
     }
   });
 
+  it('OPEN is answered where reads go past the cache of the kernel', () => {
+    const session = new TestSession([textFile('f', 'x')], { directIo: true });
+    expect(session.init().payload.readUInt32LE(12) & (1 << 17)).toBe(0);
+    expect(session.ask(14, 2, Buffer.alloc(8)).payload.readUInt32LE(8)).toBe(1);
+    expect(session.ask(27, 1, Buffer.alloc(8)).errno).toBe(ENOSYS);
+  });
+
   it('STATFS tells a full filesystem of the size of the disk', () => {
     const { payload } = new TestSession([]).ask(17, 1);
     expect(payload).toHaveLength(80);

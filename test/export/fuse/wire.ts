@@ -9,6 +9,7 @@ import { ErrorLog } from '../../../src/export/fuse/error-log.ts';
 import { FileTree, openSource } from '../../../src/export/fuse/file-tree.ts';
 import type { TreeEntry, TreeOptions } from '../../../src/export/fuse/file-tree.ts';
 import { FuseSession } from '../../../src/export/fuse/session.ts';
+import type { SessionOptions } from '../../../src/export/fuse/session.ts';
 
 export const TREE_OPTIONS: TreeOptions = {
   uid: 1000,
@@ -45,9 +46,9 @@ export class TestSession {
   readonly session: FuseSession;
   #unique = 2n ** 62n + 7n;
 
-  constructor(entries: readonly TreeEntry[]) {
+  constructor(entries: readonly TreeEntry[], options: SessionOptions = {}) {
     const tree = new FileTree(TREE_OPTIONS, () => entries);
-    this.session = new FuseSession(tree, new ErrorLog((line) => this.log.push(line)));
+    this.session = new FuseSession(tree, new ErrorLog((line) => this.log.push(line)), options);
   }
 
   /** Sends raw bytes; undefined if there is no reply. */
