@@ -31,8 +31,6 @@ export const DEFAULT_SPARSE_BYTES = 4096;
 export const MAX_SPARSE_BYTES = 16 * 1024 * 1024;
 
 const MIN_BUFFER_BYTES = 2 * 1024 * 1024;
-/** Filesystems allocate blocks of this size: looking for smaller zeroes would gain nothing. */
-const BLOCK_BYTES = 4096;
 
 /** Bytes of the output: each source is rounded up to sectors of 512 bytes. */
 export function rawSizeOf(sources: readonly BlockDevice[]): number {
@@ -72,7 +70,7 @@ export function* convertToRawSteps(
           at = run.end;
         } else {
           const length = Math.min(run.end - at, writer.roomAt(target));
-          device.read(writer.bufferFor(target, length), at);
+          device.read(writer.bufferOf(length), at);
           writer.flushBuffer(target, length);
           at += length;
         }
@@ -117,8 +115,9 @@ class SparseWriter {
   constructor(output: OutputFile, { total, sparseBytes, outputIsZero }: SparseWriterOptions) {
     this.#output = output;
     this.#sparseBytes = sparseBytes;
-    this.#blockBytes = sparseBytes > 0 && sparseBytes < BLOCK_BYTES ? SECTOR_BYTES : BLOCK_BYTES;
-    this.#windowBytes = alignUp(Math.max(MIN_BUFFER_BYTES, sparseBytes), BLOCK_BYTES);
+    // Holes start and end at multiples of the largest power of two in their size, as QEMU's do.
+    this.#blockBytes = 2 ** Math.floor(Math.log2(sparseBytes || SECTOR_BYTES));
+    this.#windowBytes = alignUp(Math.max(MIN_BUFFER_BYTES, sparseBytes), this.#blockBytes);
     this.#buffer = Buffer.allocUnsafeSlow(this.#windowBytes);
     if (sparseBytes > 0) {
       // What an old output held is freed as a whole, so that only data need be written.
@@ -135,32 +134,29 @@ class SparseWriter {
     return this.#windowBytes - (target % this.#windowBytes);
   }
 
-  /** Where the bytes for `target` belong. The buffer keeps the alignment of the output's blocks. */
-  bufferFor(target: number, length: number): Buffer {
-    const start = target % BLOCK_BYTES;
-    return this.#buffer.subarray(start, start + length);
+  /** Where the next bytes belong, before {@link flushBuffer} writes them. */
+  bufferOf(length: number): Buffer {
+    return this.#buffer.subarray(0, length);
   }
 
-  /** Writes the bytes that were put into {@link bufferFor}. */
+  /** Writes what was put into {@link bufferOf} to `target`. */
   flushBuffer(target: number, length: number): void {
-    const lead = target % BLOCK_BYTES;
-    const start = target - lead;
-    const bytes = this.#buffer.subarray(0, lead + length);
+    const bytes = this.#buffer.subarray(0, length);
     if (this.#sparseBytes === 0) {
-      this.#output.write(bytes.subarray(lead), target);
+      this.#output.write(bytes, target);
       return;
     }
-    bytes.fill(0, 0, lead);
-    const options = { blockBytes: this.#blockBytes, minimumZeroBytes: this.#sparseBytes };
-    let done = lead;
-    for (const run of nonZeroRuns(bytes, options)) {
-      const from = Math.max(run.start, lead);
-      if (run.end <= from) continue;
-      this.zero(start + done, from - done);
-      this.#output.write(bytes.subarray(from, run.end), start + from);
-      done = run.end;
+    let done = 0;
+    for (const { start, end } of nonZeroRuns(bytes, {
+      blockBytes: this.#blockBytes,
+      offset: target,
+      minimumZeroBytes: this.#sparseBytes,
+    })) {
+      this.zero(target + done, start - done);
+      this.#output.write(bytes.subarray(start, end), target + start);
+      done = end;
     }
-    this.zero(start + done, bytes.length - done);
+    this.zero(target + done, length - done);
   }
 
   /** Makes a range of the output zero, if it is not already. */

@@ -11,9 +11,11 @@ export interface Run {
 
 /** How {@link nonZeroRuns} looks for zeroes. */
 export interface ZeroRunOptions {
-  /** Zeroes are looked for in blocks of this many bytes. */
+  /** Zeroes are looked for in blocks of this many bytes, a power of two. */
   blockBytes: number;
-  /** Runs of zero blocks shorter than this are part of the data around them. */
+  /** Where in a block the buffer starts: its offset in the target. */
+  offset: number;
+  /** Runs of zero blocks behind data that are shorter than this are part of that data. */
   minimumZeroBytes: number;
 }
 
@@ -23,20 +25,24 @@ const COARSE_BYTES = 64 * 1024;
 /**
  * The runs of `buffer` that are not zero, in order.
  *
- * Zeroes at the start or end of the buffer count like any others, so the caller aligns its buffers
- * to blocks of the target.
+ * Zeroes at the start of the buffer are left out however few they are: they are not between two
+ * pieces of data that could be one.
  */
 export function* nonZeroRuns(
   buffer: Uint8Array,
-  { blockBytes, minimumZeroBytes }: ZeroRunOptions,
+  { blockBytes, offset, minimumZeroBytes }: ZeroRunOptions,
 ): Generator<Run> {
   const { length } = buffer;
   let dataStart = -1;
   let zeroStart = -1;
   for (let at = 0; at < length;) {
     const coarseEnd = Math.min(at + COARSE_BYTES, length);
-    const isCoarse = at % COARSE_BYTES === 0 && isAllZero(buffer.subarray(at, coarseEnd));
-    const end = isCoarse ? coarseEnd : Math.min(at + blockBytes, length);
+    const isCoarse =
+      blockBytes < COARSE_BYTES &&
+      (offset + at) % COARSE_BYTES === 0 &&
+      isAllZero(buffer.subarray(at, coarseEnd));
+    const blockEnd = at + blockBytes - ((offset + at) % blockBytes);
+    const end = isCoarse ? coarseEnd : Math.min(blockEnd, length);
     if (isCoarse || isAllZero(buffer.subarray(at, end))) {
       if (zeroStart < 0) zeroStart = at;
     } else {
@@ -44,7 +50,7 @@ export function* nonZeroRuns(
         if (dataStart >= 0) yield { start: dataStart, end: zeroStart };
         dataStart = at;
       } else if (dataStart < 0) {
-        dataStart = zeroStart >= 0 ? zeroStart : at;
+        dataStart = at;
       }
       zeroStart = -1;
     }
@@ -52,5 +58,4 @@ export function* nonZeroRuns(
   }
   const tailIsHole = zeroStart >= 0 && length - zeroStart >= minimumZeroBytes;
   if (dataStart >= 0) yield { start: dataStart, end: tailIsHole ? zeroStart : length };
-  else if (zeroStart >= 0 && !tailIsHole) yield { start: zeroStart, end: length };
 }
