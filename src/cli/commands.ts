@@ -9,7 +9,14 @@ interface CommandModule {
 }
 
 /** Literal imports: the bundler makes a chunk of each. */
-const COMMANDS: Readonly<Record<string, () => Promise<CommandModule>>> = {};
+const COMMANDS: Readonly<Record<string, () => Promise<CommandModule>>> = {
+  compare: () => import('./commands/compare.ts'),
+  convert: () => import('./commands/convert.ts'),
+  mount: () => import('./commands/mount.ts'),
+  unmount: () => import('./commands/unmount.ts'),
+  mounts: () => import('./commands/mounts.ts'),
+  serve: () => import('./commands/serve.ts'),
+};
 
 /** The names of all commands, in the order in which the help lists them. */
 export const COMMAND_NAMES: readonly string[] = Object.keys(COMMANDS);
