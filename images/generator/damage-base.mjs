@@ -2,6 +2,25 @@
 
 const EPOCH = 1_704_067_200;
 
+/** For entries that point past the end of the file. */
+export const PAST_END = {
+  deviation: {
+    code: 'TRUNCATED',
+    reason: 'QEMU reads zeroes past the end of the file; what an entry points at has to be there',
+  },
+};
+
+/** For snapshots that are damaged: QEMU reads around much of it. */
+export const SNAPSHOT_LENIENCY = {
+  leniency: {
+    codes: ['CORRUPT', 'TRUNCATED', 'TOO_LARGE', 'NOT_FOUND'],
+    reason: 'a damaged snapshot may be refused where QEMU makes something of it',
+  },
+};
+
+/** For damage that QEMU refuses to open an image for, though the disk can be read. */
+export const MAY_BE_READ = { mayBeRead: true };
+
 /** 4 KiB clusters: guest clusters 0 to 4 are data, 10 and 11 compressed, 20 zero, 30 data. */
 export function plainBase(w, image, { options = '' } = {}) {
   w.create(image, '256k', `cluster_size=4k${options}`);
@@ -45,13 +64,15 @@ export function extendedBase(w, image) {
 
 /** A case that patches a base: `[name, description, change, extra]`. */
 export function damaged(base, feature, [name, description, change, extra = {}]) {
+  const { mayBeRead = false, ...sidecar } = extra;
   return {
     name,
     description,
     features: [feature],
-    ...extra,
+    ...sidecar,
     make(w, image) {
       base(w, image);
+      if (mayBeRead) w.noteSoundContent(image);
       w.patch(image, description, change);
     },
   };

@@ -1,6 +1,14 @@
 /** Headers that are wrong, and references to files that must not be followed. */
 
-import { damaged, extendedBase, plainBase, snapshotBase } from './damage-base.mjs';
+import {
+  damaged,
+  extendedBase,
+  MAY_BE_READ,
+  PAST_END,
+  plainBase,
+  SNAPSHOT_LENIENCY,
+  snapshotBase,
+} from './damage-base.mjs';
 
 const MiB = 1024 * 1024;
 
@@ -14,7 +22,12 @@ const plain = [
   ['header-l1-size-small', 'The L1 table is too small for the disk', (b) => b.setU64(24, 4 * MiB)],
   ['header-l1-size-huge', 'The L1 table has 2^22 + 1 entries', (b) => b.setU32(36, (1 << 22) + 1)],
   ['header-l1-unaligned', 'The L1 table is not aligned', (b) => b.setU64(40, b.l1 + 8)],
-  ['header-l1-past-end', 'The L1 table is past the end of the file', (b) => b.setU64(40, 16 * MiB)],
+  [
+    'header-l1-past-end',
+    'The L1 table is past the end of the file',
+    (b) => b.setU64(40, 16 * MiB),
+    PAST_END,
+  ],
   ['header-size-huge', 'The disk has 2^63 bytes', (b) => b.setU64(24, 1n << 63n)],
   [
     'header-refcount-table-unaligned',
@@ -26,7 +39,12 @@ const plain = [
     'The refcount table is past the end of the file',
     (b) => b.setU64(48, 16 * MiB),
   ],
-  ['header-refcount-table-0', 'The refcount table has no clusters', (b) => b.setU32(56, 0)],
+  [
+    'header-refcount-table-0',
+    'The refcount table has no clusters',
+    (b) => b.setU32(56, 0),
+    MAY_BE_READ,
+  ],
   [
     'header-refcount-table-huge',
     'The refcount table has more than 8 MiB',
@@ -35,7 +53,12 @@ const plain = [
   ['header-refcount-order-7', 'refcount_order is 7', (b) => b.setU32(96, 7)],
   ['header-length-96', 'header_length is 96', (b) => b.setU32(100, 96)],
   ['header-length-8192', 'header_length is larger than a cluster', (b) => b.setU32(100, 8192)],
-  ['header-length-odd', 'header_length is not a multiple of 8', (b) => b.setU32(100, 109)],
+  [
+    'header-length-odd',
+    'header_length is not a multiple of 8',
+    (b) => b.setU32(100, 109),
+    { deviation: { code: 'CORRUPT', reason: 'the specification wants a multiple of 8' } },
+  ],
   [
     'header-compression-bit',
     'The compression type bit is set but the type is zlib',
@@ -171,11 +194,13 @@ export const headerDamage = [
     'header-extended-l2-off',
     'The extended L2 bit was cleared',
     (b) => b.setU64(72, 0),
+    PAST_END,
   ]),
   damaged(snapshotBase, 'header', [
     'header-snapshot-offset-0',
     'Snapshots at offset 0',
     (b) => b.setU64(64, 0),
+    SNAPSHOT_LENIENCY,
   ]),
   ...references,
 ];

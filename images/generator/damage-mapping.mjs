@@ -1,17 +1,17 @@
 /** L1 and L2 entries that are wrong, and compressed data that is. */
 
-import { damaged, extendedBase, plainBase, snapshotBase } from './damage-base.mjs';
+import {
+  damaged,
+  extendedBase,
+  PAST_END,
+  plainBase,
+  SNAPSHOT_LENIENCY,
+  snapshotBase,
+} from './damage-base.mjs';
 
 const COPIED = 1n << 63n;
 const COMPRESSED = 1n << 62n;
 const MiB = 1024 * 1024;
-
-const PAST_END = {
-  deviation: {
-    code: 'TRUNCATED',
-    reason: 'QEMU reads zeroes past the end of the file; what an entry points at has to be there',
-  },
-};
 
 const plain = [
   [
@@ -40,6 +40,15 @@ const plain = [
     'l1-is-header',
     'An L1 entry points to the L1 table itself',
     (b) => b.setU64(b.l1, COPIED | BigInt(b.l1)),
+  ],
+  [
+    'l1-is-l2',
+    'An L1 entry points to the L1 table itself, behind whose end stands an L2 entry',
+    (b) => {
+      const data = b.dataOffset(2);
+      b.setU64(b.l1 + 8 * 5, COPIED | BigInt(data));
+      b.setU64(b.l1, COPIED | BigInt(b.l1));
+    },
   ],
   [
     'l2-reserved',
@@ -192,5 +201,6 @@ export const mappingDamage = [
       const l2 = Number(b.u64(Number(b.u64(b.snapshotRows[0]))) & 0x00ff_ffff_ffff_fe00n);
       b.setU64(l2 + 8 * 3, 16 * MiB);
     },
+    SNAPSHOT_LENIENCY,
   ]),
 ];

@@ -1,6 +1,12 @@
 /** Snapshot tables and bitmap directories that are wrong. */
 
-import { bitmapBase, damaged, snapshotBase } from './damage-base.mjs';
+import {
+  bitmapBase,
+  damaged,
+  MAY_BE_READ,
+  SNAPSHOT_LENIENCY,
+  snapshotBase,
+} from './damage-base.mjs';
 
 const MiB = 1024 * 1024;
 const BITMAPS = 0x23852875;
@@ -195,8 +201,8 @@ const bitmaps = [
 ];
 
 export const tableDamage = [
-  ...snapshots.map((row) => damaged(snapshotBase, 'snapshots', row)),
-  ...bitmaps.map((row) => damaged(bitmapBase, 'bitmaps', row)),
+  ...snapshots.map((row) => damaged(snapshotBase, 'snapshots', [...row, SNAPSHOT_LENIENCY])),
+  ...bitmaps.map((row) => damaged(bitmapBase, 'bitmaps', [...row, MAY_BE_READ])),
   {
     name: 'bitmap-names-equal',
     description: 'Two bitmaps of one name',
@@ -205,6 +211,7 @@ export const tableDamage = [
       bitmapBase(w, image);
       w.img('bitmap', '--remove', image, 'second');
       w.img('bitmap', '--add', image, 'other');
+      w.noteSoundContent(image);
       w.patch(image, 'the names of both bitmaps are "first"', (b) => {
         const second = directory(b) + 32;
         b.write(second + 24, Buffer.from('first'));

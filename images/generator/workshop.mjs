@@ -14,7 +14,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { Qcow2Bytes } from './qcow2-bytes.mjs';
-import { deriveExpectation, IMAGES, qemuIo, run, writeSidecar } from './tools.mjs';
+import { deriveExpectation, hashFile, IMAGES, qemuIo, run, writeSidecar } from './tools.mjs';
 
 /** Files above this are stored compressed, as `NAME.gz`. */
 const GZIP_ABOVE = 256 * 1024;
@@ -49,6 +49,13 @@ export class Workshop {
       `qemu-io ${[...(options.length ? options : ['-f qcow2']), file, shown].join(' ')}`,
     );
     qemuIo(file, commands, { cwd: this.directory, options });
+  }
+
+  /** Notes what the disk reads as before it is damaged. */
+  noteSoundContent(file) {
+    const raw = this.path('.sound.raw');
+    run('qemu-img', ['convert', '-f', 'qcow2', '-O', 'raw', file, raw], { cwd: this.directory });
+    this.soundSha256 = hashFile(raw);
   }
 
   /** Runs another program. */
@@ -90,7 +97,7 @@ export function compressibleBytes(lengthBytes, seed) {
  *
  * A case is `{ name, description, features, make(workshop) }`. Its image is `NAME.qcow2`; whatever
  * other files `make` returns the names of are kept too. `deviation` says where and why this
- * package is meant to answer differently from QEMU; `unanswered`, why QEMU cannot be asked.
+ * package is meant to answer differently from QEMU, `leniency` where it may; `unanswered`, why QEMU cannot be asked.
  */
 export function generateGroup(group, cases) {
   const target = join(IMAGES, group);
@@ -104,7 +111,10 @@ export function generateGroup(group, cases) {
   console.log(`${group}: ${cases.length} images, ${(bytes / 1024).toFixed(0)} KiB with sidecars`);
 }
 
-function generateCase(target, { name, description, features, deviation, unanswered, make }) {
+function generateCase(
+  target,
+  { name, description, features, deviation, leniency, unanswered, make },
+) {
   const workshop = new Workshop();
   try {
     const image = `${name}.qcow2`;
@@ -113,11 +123,15 @@ function generateCase(target, { name, description, features, deviation, unanswer
       unanswered === undefined
         ? deriveExpectation(workshop.directory, image)
         : { sha256: null, refusal: unanswered };
+    if (expect.sha256 === null && workshop.soundSha256 !== undefined) {
+      expect.soundSha256 = workshop.soundSha256;
+    }
     const files = [image, ...others].map((file) => store(workshop.path(file), join(target, file)));
     const command = workshop.log;
     writeSidecar(target, name, {
       ...{ description, features, files, command },
       ...(deviation === undefined ? {} : { deviation }),
+      ...(leniency === undefined ? {} : { leniency }),
       expect,
     });
   } catch (error) {
