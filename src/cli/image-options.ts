@@ -1,31 +1,16 @@
-/** Options that several image commands share, with qemu-img's meaning. */
+/** Values of options that several image commands share, with qemu-img's meaning. */
 
-import { usageError } from './command.ts';
+/** The formats that images are read in. */
+export const IMAGE_FORMATS = ['qcow2', 'raw'] as const;
 
-/** What `-f` and `-F` accept. */
-const IMAGE_FORMATS = ['qcow2', 'raw'] as const;
-
-/** A format that images are read in. */
+/** One of {@link IMAGE_FORMATS}. */
 export type ImageFormat = (typeof IMAGE_FORMATS)[number];
 
-const CACHE_MODES = ['none', 'writeback', 'unsafe', 'writethrough', 'directsync'];
+/** Cache modes of host files. What they say about reading is left to the page cache. */
+export const CACHE_MODES = ['none', 'writeback', 'unsafe', 'writethrough', 'directsync'] as const;
 
-/**
- * The format named by an option, or undefined where it is to be probed.
- * @throws {Qcow2Error} `INVALID_OPTION` for one that is not read
- */
-export function imageFormat(name: string | undefined): ImageFormat | undefined {
-  if (name === undefined) return undefined;
-  const format = IMAGE_FORMATS.find((candidate) => candidate === name);
-  if (format !== undefined) return format;
-  throw usageError(`unknown format '${name}'; the formats are ${IMAGE_FORMATS.join(' and ')}`);
-}
-
-/**
- * Checks the value of a cache option. What it says about reading is left to the page cache.
- * @throws {Qcow2Error} `INVALID_OPTION`
- */
-export function checkCacheMode(option: string, mode: string | undefined): void {
-  if (mode === undefined || CACHE_MODES.includes(mode)) return;
-  throw usageError(`${option} must be one of ${CACHE_MODES.join(', ')}, not '${mode}'`);
+/** The value of a format option as a property for `openImage`; empty where it is to be probed. */
+export function formatOption(value: string | undefined): { format?: ImageFormat } {
+  const format = IMAGE_FORMATS.find((candidate) => candidate === value);
+  return format === undefined ? {} : { format };
 }

@@ -1,5 +1,6 @@
 import { expect, test, describe } from 'vitest';
 import { formatSize, formatSizeWithBytes, parseSize } from '../../src/cli/size.ts';
+import { describePeers } from '../support/peers.ts';
 import { makeRaw, qemu, run, scratch } from '../operations/scratch.ts';
 
 describe('parseSize', () => {
@@ -42,7 +43,9 @@ describe('parseSize', () => {
       expect(() => parseSize(text, 'the size')).toThrow(`the size '${text}' is too large`);
     },
   );
+});
 
+describePeers(['qemu-img'], 'parseSize beside qemu-img', () => {
   // -S takes multiples of 512 only, which shows what qemu-img made of a fraction.
   test.each([
     '4k',
@@ -70,7 +73,7 @@ describe('parseSize', () => {
   });
 });
 
-describe('formatSize', () => {
+describePeers(['qemu-img'], 'formatSize beside qemu-img', () => {
   test.each([
     0,
     512,
@@ -96,11 +99,11 @@ describe('formatSize', () => {
     const line = /^virtual size: (.*)$/m.exec(qemu('qemu-img', 'info', '-f', 'raw', path))?.[1];
     expect(formatSizeWithBytes(size)).toBe(line);
   });
+});
 
-  test('sizes that no file has here', () => {
-    expect(formatSize(999)).toBe('999 B');
-    expect(formatSize(1000)).toBe('0.977 KiB');
-    expect(formatSize(2 ** 53)).toBe('8 PiB');
-    expect(formatSize(2 ** 62)).toBe('4 EiB');
-  });
+test('sizes that no file has here', () => {
+  expect(formatSize(999)).toBe('999 B');
+  expect(formatSize(1000)).toBe('0.977 KiB');
+  expect(formatSize(2 ** 53)).toBe('8 PiB');
+  expect(formatSize(2 ** 62)).toBe('4 EiB');
 });

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import fc from 'fast-check';
-import { describe, expect, test } from 'vitest';
+import { expect, test } from 'vitest';
 import { ReadOnlyDevice } from '../../src/device/block-device.ts';
 import type { Extent } from '../../src/device/block-device.ts';
 import { FileDevice } from '../../src/device/file.ts';
@@ -10,6 +10,7 @@ import { CompareError, compareDevices, compareSteps } from '../../src/operations
 import type { CompareResult } from '../../src/operations/compare.ts';
 import { makeRaw, MiB, run } from './scratch.ts';
 import type { Piece } from './scratch.ts';
+import { describePeers } from '../support/peers.ts';
 
 /** Compares two raw files, as this does and as qemu-img does. */
 function both(first: string, second: string, strict = false) {
@@ -43,7 +44,7 @@ const noise = randomBytes(64 * 1024);
 const zeroes = Buffer.alloc(64 * 1024);
 const one = Buffer.from([1]);
 
-describe('as qemu-img does', () => {
+describePeers(['qemu-img'], 'as qemu-img does', () => {
   const cases: [name: string, a: [number, Piece[]], b: [number, Piece[]], verdict: string][] = [
     ['empty', [0, []], [0, []], 'Images are identical.\n'],
     ['holes', [MiB, []], [MiB, []], 'Images are identical.\n'],

@@ -19,6 +19,7 @@ import { OutputFile } from '../../src/operations/output-file.ts';
 import type { OutputFileOptions } from '../../src/operations/output-file.ts';
 import { makeRaw, MiB, qemu, run, scratch } from './scratch.ts';
 import type { Piece } from './scratch.ts';
+import { describePeers } from '../support/peers.ts';
 
 const noise = randomBytes(300 * 1024);
 
@@ -53,7 +54,7 @@ function expectAsQemu(sources: string[], options: Conversion & { flags?: string[
   return ours;
 }
 
-describe('as qemu-img convert -O raw', () => {
+describePeers(['qemu-img', 'cmp'], 'as qemu-img convert -O raw', () => {
   const sparse: Piece[] = [
     [0, noise],
     [3 * MiB + 100, noise.subarray(0, 10)],

@@ -4,7 +4,7 @@ import { openImage } from '../../chain/open.ts';
 import { CompareError, compareSteps } from '../../operations/compare.ts';
 import type { CompareResult } from '../../operations/compare.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
-import { checkCacheMode, imageFormat } from '../image-options.ts';
+import { CACHE_MODES, formatOption, IMAGE_FORMATS } from '../image-options.ts';
 import { driveSteps, ProgressReporter } from '../progress.ts';
 import { reportError } from '../report.ts';
 
@@ -33,20 +33,21 @@ export const command: CommandDefinition = {
       short: 'f',
       placeholder: 'FORMAT',
       description: 'format of the first image (default: probed)',
-      choices: ['qcow2', 'raw'],
+      choices: IMAGE_FORMATS,
     },
     'second-format': {
       kind: 'value',
       short: 'F',
       placeholder: 'FORMAT',
       description: 'format of the second image (default: probed)',
-      choices: ['qcow2', 'raw'],
+      choices: IMAGE_FORMATS,
     },
     'source-cache': {
       kind: 'value',
       short: 'T',
       placeholder: 'MODE',
       description: 'cache mode; accepted, and all alike here',
+      choices: CACHE_MODES,
     },
     progress: { kind: 'flag', short: 'p', description: 'show progress' },
     quiet: { kind: 'flag', short: 'q', description: 'print nothing but errors' },
@@ -67,14 +68,9 @@ export const command: CommandDefinition = {
 
 async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const [firstPath = '', secondPath = ''] = args.operands;
-  const format = imageFormat(args.value('format'));
-  const secondFormat = imageFormat(args.value('second-format'));
-  checkCacheMode('-T', args.value('source-cache'));
   const isQuiet = args.flag('quiet');
-  using first = openImage(firstPath, { ...(format === undefined ? {} : { format }) });
-  using second = openImage(secondPath, {
-    ...(secondFormat === undefined ? {} : { format: secondFormat }),
-  });
+  using first = openImage(firstPath, formatOption(args.value('format')));
+  using second = openImage(secondPath, formatOption(args.value('second-format')));
 
   const show = args.flag('progress') && !isQuiet;
   const reporter = new ProgressReporter(io, { show, stepPercent: STEP_PERCENT });

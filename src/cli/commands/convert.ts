@@ -13,8 +13,7 @@ import {
 import { OutputFile } from '../../operations/output-file.ts';
 import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
-import { checkCacheMode, imageFormat } from '../image-options.ts';
-import type { ImageFormat } from '../image-options.ts';
+import { CACHE_MODES, formatOption, IMAGE_FORMATS } from '../image-options.ts';
 import { driveSteps, InterruptedError, ProgressReporter } from '../progress.ts';
 import { reportError } from '../report.ts';
 import { parseSize } from '../size.ts';
@@ -44,14 +43,13 @@ export const command: CommandDefinition = {
       short: 'f',
       placeholder: 'FORMAT',
       description: 'format of the images (default: probed)',
-      choices: ['qcow2', 'raw'],
+      choices: IMAGE_FORMATS,
     },
     'output-format': {
       kind: 'value',
       short: 'O',
       placeholder: 'FORMAT',
       description: 'format of the output (default: raw, which is the only one)',
-      choices: ['raw'],
     },
     snapshot: {
       kind: 'value',
@@ -86,12 +84,14 @@ export const command: CommandDefinition = {
       short: 't',
       placeholder: 'MODE',
       description: 'cache mode of the output; all but unsafe (the default) flush it at the end',
+      choices: CACHE_MODES,
     },
     'source-cache': {
       kind: 'value',
       short: 'T',
       placeholder: 'MODE',
       description: 'cache mode of the images; accepted, and all alike here',
+      choices: CACHE_MODES,
     },
     coroutines: {
       kind: 'value',
@@ -113,10 +113,11 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const outputPath = args.operands.at(-1) ?? '';
   const options = parseOptions(args, paths);
   const show = args.flag('progress') && !args.flag('quiet');
+  const format = formatOption(args.value('format'));
   const images: Image[] = [];
   let output: OutputFile | undefined;
   try {
-    for (const path of paths) images.push(openSource(path, options.format));
+    for (const path of paths) images.push(openImage(path, format));
     const sources = images.map((image) => sourceOf(image, options.snapshot));
     output = new OutputFile(outputPath, {
       size: rawSizeOf(sources),
@@ -149,7 +150,6 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
 }
 
 interface ConvertOptions {
-  format: ImageFormat | undefined;
   snapshot: string | undefined;
   mode: 'create' | 'existing';
   sparseBytes: number;
@@ -173,10 +173,7 @@ function parseOptions(args: ParsedArguments, paths: readonly string[]): ConvertO
   if (!/^\d+$/.test(coroutines) || !inRange(Number(coroutines), 1, MAX_COROUTINES)) {
     throw usageError(`-m must be 1 to ${MAX_COROUTINES}, not '${coroutines}'`);
   }
-  checkCacheMode('-t', args.value('cache'));
-  checkCacheMode('-T', args.value('source-cache'));
   return {
-    format: imageFormat(args.value('format')),
     snapshot,
     mode: isExisting ? 'existing' : 'create',
     sparseBytes: parseSparseSize(args.value('sparse-size')),
@@ -194,10 +191,6 @@ function parseSparseSize(text: string | undefined): number {
 
 function inRange(value: number, minimum: number, maximum: number): boolean {
   return value >= minimum && value <= maximum;
-}
-
-function openSource(path: string, format: ImageFormat | undefined): Image {
-  return openImage(path, { ...(format === undefined ? {} : { format }) });
 }
 
 function sourceOf(image: Image, snapshot: string | undefined): BlockDevice {

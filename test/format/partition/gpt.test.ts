@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
-import { describe, expect, test } from 'vitest';
+import { expect, test } from 'vitest';
 import {
   damage,
   directory,
@@ -14,8 +14,9 @@ import {
   readTable,
   writeHeaderCrc,
 } from './sfdisk.ts';
+import { describePeers } from '../../support/peers.ts';
 
-describe('GPT', () => {
+describePeers(['sfdisk', 'sgdisk', 'fdisk'], 'GPT', () => {
   test('partitions as sfdisk reads them', () => {
     const table = expectAsSfdisk(makeImage(GPT_SCRIPT));
     expect(table.warnings).toEqual([]);

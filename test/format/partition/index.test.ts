@@ -1,11 +1,12 @@
 import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
-import { describe, expect, test } from 'vitest';
+import { expect, test } from 'vitest';
 import { ReadOnlyDevice } from '../../../src/device/block-device.ts';
 import { MemoryDevice } from '../../../src/device/memory.ts';
 import { Qcow2Error } from '../../../src/errors.ts';
 import { readPartitionTable } from '../../../src/format/partition/index.ts';
 import { expectAsSfdisk, GPT_SCRIPT, makeImage, MiB, writeHeaderCrc } from './sfdisk.ts';
+import { describePeers } from '../../support/peers.ts';
 
 test('a device that cannot be read is a warning', () => {
   class BrokenDevice extends ReadOnlyDevice {
@@ -37,7 +38,7 @@ test.each([0, 1, 511, 512, 1000])('a device of %i bytes', (size) => {
   });
 });
 
-describe('properties', () => {
+describePeers(['sfdisk'], 'properties', () => {
   function expectSane(device: MemoryDevice): void {
     const { partitions, scheme } = readPartitionTable(device);
     if (scheme === 'none') expect(partitions).toEqual([]);

@@ -1,12 +1,13 @@
 import { execFileSync } from 'node:child_process';
 import { readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { describe, expect, test } from 'vitest';
+import { expect, test } from 'vitest';
 import { MemoryDevice } from '../../../src/device/memory.ts';
 import { readPartitionTable } from '../../../src/format/partition/index.ts';
 import { directory, expectAsSfdisk, makeImage, MiB, readTable } from './sfdisk.ts';
+import { describePeers } from '../../support/peers.ts';
 
-describe('MBR', () => {
+describePeers(['sfdisk', 'mkfs.fat', 'mkfs.ext4'], 'MBR', () => {
   test('primary and logical partitions as sfdisk reads them', () => {
     const path = makeImage('label: dos\n,10M,c,*\n,5M\n,,E\n,5M\n,10M,82\n,,8e\n');
     const table = expectAsSfdisk(path);
