@@ -62,7 +62,7 @@ export class OutputFile {
       refuseInputs(path, stats, inputs);
       this.isEmpty = mode === 'create' && stats.isFile();
       if (this.isEmpty) {
-        resize(fd, path, size);
+        resize(fd, path, { from: stats.size, to: size });
       } else {
         using device = new FileDevice(path);
         const available = device.size;
@@ -187,11 +187,12 @@ function identityOf(stats: Stats): string {
   return stats.isBlockDevice() ? `block device ${stats.rdev}` : `${stats.dev}:${stats.ino}`;
 }
 
-function resize(fd: number, path: string, size: number): void {
+function resize(fd: number, path: string, { from, to }: { from: number; to: number }): void {
   try {
-    ftruncateSync(fd, 0);
-    ftruncateSync(fd, size);
+    // Not for a new file: ext4 takes that for a replacement, and waits for the disk when it closes.
+    if (from > 0) ftruncateSync(fd, 0);
+    ftruncateSync(fd, to);
   } catch (error) {
-    throw hostError(`cannot make the file ${size} bytes long`, path, error);
+    throw hostError(`cannot make the file ${to} bytes long`, path, error);
   }
 }
