@@ -9,6 +9,7 @@ import { parentPort, workerData } from 'node:worker_threads';
 import { DeviceChannel } from '../export/fuse/device-channel.ts';
 import { ErrorLog } from '../export/fuse/error-log.ts';
 import { FuseSession } from '../export/fuse/session.ts';
+import { loadLibc } from '../host/libc.ts';
 import { openForMount } from './fuse-image.ts';
 import { toWireError } from './fuse-request.ts';
 import type { ServeMessage, WorkerInput, WorkerMessage } from './fuse-request.ts';
@@ -37,6 +38,8 @@ try {
     }
   });
   tell({ kind: 'opened', summary });
+  // While the main thread mounts.
+  loadLibc();
 } catch (error) {
   tell({ kind: 'failed', error: toWireError(error) });
 }

@@ -14,6 +14,7 @@ import { Worker } from 'node:worker_threads';
 import { Qcow2Error } from '../errors.ts';
 import { ErrorLog } from '../export/fuse/error-log.ts';
 import { mountNative } from '../export/fuse/native-channel.ts';
+import { loadLibc } from '../host/libc.ts';
 import { abortConnection, mountFuse, raiseReadAhead, unmountFuse } from '../host/mount.ts';
 import { findMount } from '../host/mountinfo.ts';
 import { processStartTime } from '../host/processes.ts';
@@ -132,6 +133,8 @@ async function serveKernel(request: MountRequest): Promise<Served> {
   const input: WorkerInput = { request, stop };
   const worker = new Worker(workerUrl(), { workerData: input, resourceLimits: WORKER_LIMITS });
   const messages = new MessageQueue(worker);
+  // Takes some milliseconds, which the worker needs to start anyway.
+  loadLibc();
   const opened = await messages.next('opened');
   let fd: number;
   try {

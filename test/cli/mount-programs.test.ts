@@ -138,19 +138,19 @@ describePeers(PROGRAMS, 'a mounted image', () => {
     });
 
     itPeers(['fio'], 'passes the verification of fio', () => {
-      const job = [
-        ...['--name=v', '--size=16M', '--bs=4k-64k', '--bs_unaligned=0', '--rw=randwrite'],
-        ...['--verify=crc32c', '--randseed=42', '--output-format=terse', '--ioengine=psync'],
-      ];
-      run('fio', [...job, `--filename=${bench.path('fio.raw')}`, '--do_verify=0', '--fsync=1']);
-      run('qemu-img', ['convert', '-O', 'qcow2', bench.path('fio.raw'), bench.path('fio.qcow2')]);
+      // Beside the file, fio leaves notes on what it wrote in the current directory.
+      const inBench = { cwd: bench.path() };
+      const job = ['--name=v', '--size=16M', '--bs=16k', '--verify=crc32c', '--randseed=42'];
+      const write = ['--rw=randwrite', '--do_verify=0', `--filename=${bench.path('fio.raw')}`];
+      run('fio', [...job, ...write], inBench);
+      run('qemu-img', [
+        ...['convert', '-f', 'raw', '-O', 'qcow2'],
+        ...[bench.path('fio.raw'), bench.path('fio.qcow2')],
+      ]);
       bench.ok('mount', '--channel', channel, 'fio.qcow2', 'm');
-      const verify = ['--verify_only', '--readonly', `--filename=${bench.path('m/disk.raw')}`];
-      const { exitCode, stderr, stdout } = tryRun('fio', [...job, ...verify], {
-        cwd: bench.path(),
-      });
-      expect(`${stdout}${stderr}`).not.toMatch(/verify: bad|verify failed/);
-      expect(exitCode).toBe(0);
+      const read = ['--rw=randread', '--readonly', `--filename=${bench.path('m/disk.raw')}`];
+      const output = run('fio', [...job, ...read], inBench);
+      expect(output).toMatch(/err= 0/);
     });
 
     it('serves several readers at once', async () => {
