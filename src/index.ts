@@ -1,0 +1,28 @@
+/**
+ * The library: everything synchronous, as `node:fs` is. `qcow2/promises` is the same over worker
+ * threads.
+ */
+
+export { openImage, IMAGE_FORMATS } from './chain/open.ts';
+export type { ChainedQcow2Image, Image, ImageFormat, OpenImageOptions } from './chain/open.ts';
+export { openDevice } from './chain/open-device.ts';
+export type { OpenDeviceOptions } from './chain/open-device.ts';
+export type { ReferencedFile, ReferencePolicy } from './chain/policy.ts';
+export { RawImage } from './chain/raw-image.ts';
+export { prepareZstd } from './compression/zstd.ts';
+export type { BlockDevice, Extent, ExtentKind, WriteZeroesOptions } from './device/block-device.ts';
+export { FileDevice } from './device/file.ts';
+export type { FileDeviceOptions } from './device/file.ts';
+export { MemoryDevice, NullDevice } from './device/memory.ts';
+export { SliceDevice } from './device/slice.ts';
+export type { SliceRange } from './device/slice.ts';
+export { Qcow2Error } from './errors.ts';
+export type { ErrorCode, ErrorLocation } from './errors.ts';
+export { serveNbd } from './export/nbd/server.ts';
+export { readPartitionTable } from './format/partition/index.ts';
+export type { Partition, PartitionTable } from './format/partition/index.ts';
+export type { Qcow2Header } from './format/qcow2/header.ts';
+export type { SnapshotRow } from './format/qcow2/snapshot-table.ts';
+export type { BitmapInfo, DirtyRange } from './qcow2/bitmaps.ts';
+export { Qcow2Image } from './qcow2/image.ts';
+export { Qcow2Snapshot } from './qcow2/snapshots.ts';

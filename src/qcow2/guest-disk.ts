@@ -1,0 +1,286 @@
+/**
+ * A disk as the guest sees it: one L1 table of an image, the files that its clusters are in, and
+ * the backing device behind it. The active disk and each internal snapshot are such disks.
+ */
+
+import type { ClusterDecoder } from '../compression/codec.ts';
+import { checkRange, mergeExtents, ReadOnlyDevice } from '../device/block-device.ts';
+import type { BlockDevice, Extent } from '../device/block-device.ts';
+import { Qcow2Error } from '../errors.ts';
+import type { Qcow2Header } from '../format/qcow2/header.ts';
+import { encryptedError } from '../format/qcow2/header.ts';
+import type { ClusterCache } from './cluster-cache.ts';
+import { Mapping, NO_HOST_OFFSET, RunKind } from './mapping.ts';
+import type { L1Location } from './mapping.ts';
+import type { TableCache } from './table-cache.ts';
+
+/** What all disks of one image share. */
+export interface ImageContext {
+  readonly path: string;
+  readonly header: Qcow2Header;
+  /** The image's own file: metadata, compressed clusters, and data unless it is external. */
+  readonly file: BlockDevice;
+  /** Where data clusters are: the image's file or the external data file. */
+  readonly dataFile: BlockDevice;
+  /** Path of `dataFile`. */
+  readonly dataPath: string;
+  readonly tables: TableCache;
+  readonly clusters: ClusterCache;
+  readonly decoder: ClusterDecoder;
+  /** The device behind unallocated clusters. */
+  readonly backing: BlockDevice | undefined;
+  /**
+   * Whether data clusters are to be looked for holes of the host file: it pays in images whose
+   * metadata was preallocated, and costs a system call an extent in others.
+   */
+  readonly looksForHostHoles: () => boolean;
+}
+
+/** Which part of an image is the disk. */
+export interface DiskLocation {
+  l1: L1Location;
+  /** Bytes of the disk. */
+  size: number;
+}
+
+/** A readable disk of a qcow2 image. */
+export class GuestDisk extends ReadOnlyDevice {
+  readonly size: number;
+  protected readonly context: ImageContext;
+  readonly #mapping: Mapping;
+  /** Compressed bytes of one cluster, before they are decompressed. Grows to the largest met. */
+  #compressed = new Uint8Array(0);
+
+  constructor(context: ImageContext, { l1, size }: DiskLocation) {
+    super();
+    this.context = context;
+    this.size = size;
+    this.#mapping = new Mapping(context.header, context.tables, l1);
+  }
+
+  /**
+   * Fills all of `target` with the disk's bytes from `offset`.
+   * @throws {Qcow2Error} `OUT_OF_RANGE`; `CORRUPT`, `TRUNCATED` or `HOST` where the image or a
+   * file behind it is damaged or cannot be read
+   */
+  override read(target: Uint8Array, offset: number): void {
+    const { length } = target;
+    checkRange(offset, length, this.size);
+    try {
+      const mapping = this.#mapping;
+      for (let done = 0; done < length; ) {
+        const at = offset + done;
+        this.#lookup(at, length - done);
+        const count = mapping.length;
+        const part = count === length ? target : target.subarray(done, done + count);
+        this.#readRun(part, at);
+        done += count;
+      }
+    } catch (error) {
+      throw error instanceof Qcow2Error ? error.inFile(this.context.path) : error;
+    }
+  }
+
+  override *extents(offset: number, length: number): Generator<Extent> {
+    checkRange(offset, length, this.size);
+    yield* mergeExtents(this.#rawExtents(offset, length));
+  }
+
+  override close(): void {
+    // The files belong to the image.
+  }
+
+  #lookup(offset: number, maxLength: number): void {
+    const { header } = this.context;
+    if (header.encryption !== 'none') throw encryptedError(header.encryption);
+    this.#mapping.lookup(offset, maxLength);
+  }
+
+  // ---- Reading ------------------------------------------------------------------------------
+
+  /** Fills `target` from the run that was just looked up, and which starts at `offset`. */
+  #readRun(target: Uint8Array, offset: number): void {
+    const { kind, hostOffset } = this.#mapping;
+    switch (kind) {
+      case RunKind.DATA:
+        this.#readData(target, hostOffset);
+        break;
+      case RunKind.ZERO:
+        target.fill(0);
+        break;
+      case RunKind.UNALLOCATED:
+        this.#readBacking(target, offset);
+        break;
+      case RunKind.COMPRESSED:
+        this.#readCompressed(target, offset % this.context.header.clusterSize);
+        break;
+    }
+  }
+
+  #readData(target: Uint8Array, hostOffset: number): void {
+    const { dataFile } = this.context;
+    const available = dataFile.size - hostOffset;
+    if (available >= target.length) {
+      dataFile.read(target, hostOffset);
+    } else {
+      this.#readDataAtEnd(target, hostOffset);
+    }
+  }
+
+  /** Reads a run that passes the end of the host file. */
+  #readDataAtEnd(target: Uint8Array, hostOffset: number): void {
+    // The last cluster may be cut short: what was never written reads as zeroes. A cluster that
+    // lies wholly past the end was lost, which QEMU's check reports too, though it reads zeroes.
+    const { dataFile, dataPath, header } = this.context;
+    const fileEnd = dataFile.size;
+    const lastCluster = hostOffset + target.length - 1;
+    const clusterStart = lastCluster - (lastCluster % header.clusterSize);
+    if (clusterStart >= fileEnd) {
+      throw new Qcow2Error('TRUNCATED', `the file of ${fileEnd} bytes ends before it`, {
+        file: dataPath,
+        structure: 'data cluster',
+        offset: Math.max(hostOffset - (hostOffset % header.clusterSize), 0),
+        hint: 'the image was cut short: get the whole file',
+      });
+    }
+    const available = Math.max(0, fileEnd - hostOffset);
+    if (available > 0) dataFile.read(target.subarray(0, available), hostOffset);
+    target.fill(0, available);
+  }
+
+  #readBacking(target: Uint8Array, offset: number): void {
+    const { backing } = this.context;
+    const available = backing === undefined ? 0 : Math.max(0, backing.size - offset);
+    if (available >= target.length) {
+      backing!.read(target, offset);
+      return;
+    }
+    if (available > 0) backing!.read(target.subarray(0, available), offset);
+    target.fill(0, available);
+  }
+
+  #readCompressed(target: Uint8Array, inCluster: number): void {
+    const { clusters, header } = this.context;
+    const { hostOffset, compressedLength } = this.#mapping;
+    const cached = clusters.get(hostOffset);
+    if (cached !== undefined) {
+      target.set(cached.subarray(inCluster, inCluster + target.length));
+    } else if (target.length === header.clusterSize) {
+      // A whole cluster is most likely part of a sequential read: keeping it would cost a copy.
+      this.#decompress(target, hostOffset, compressedLength);
+    } else {
+      const cluster = clusters.takeBuffer();
+      this.#decompress(cluster, hostOffset, compressedLength);
+      clusters.put(hostOffset, cluster);
+      target.set(cluster.subarray(inCluster, inCluster + target.length));
+    }
+  }
+
+  #decompress(target: Uint8Array, hostOffset: number, maxLength: number): void {
+    const { file, decoder, header } = this.context;
+    // The last sector of a file need not be whole.
+    const length = Math.min(maxLength, file.size - hostOffset);
+    if (length <= 0) {
+      throw new Qcow2Error('TRUNCATED', `the file of ${file.size} bytes ends before it`, {
+        structure: 'compressed cluster',
+        offset: hostOffset,
+        hint: 'the image was cut short: get the whole file',
+      });
+    }
+    if (this.#compressed.length < length) this.#compressed = new Uint8Array(maxLength);
+    const input = this.#compressed.subarray(0, length);
+    file.read(input, hostOffset);
+    if (!decoder(input, target)) {
+      throw new Qcow2Error('CORRUPT', `it cannot be decompressed (${header.compressionType})`, {
+        structure: 'compressed cluster',
+        offset: hostOffset,
+      });
+    }
+  }
+
+  // ---- Extents ------------------------------------------------------------------------------
+
+  *#rawExtents(offset: number, length: number): Generator<Extent> {
+    const end = offset + length;
+    for (let at = offset; at < end; ) {
+      try {
+        this.#lookup(at, end - at);
+      } catch (error) {
+        throw error instanceof Qcow2Error ? error.inFile(this.context.path) : error;
+      }
+      // The generator may be left for as long as its user likes, so the result is copied first.
+      const { kind, hostOffset, length: runLength } = this.#mapping;
+      const range = { offset: at, length: runLength };
+      const host =
+        hostOffset === NO_HOST_OFFSET ? {} : { hostOffset, hostFile: this.context.dataPath };
+      switch (kind) {
+        case RunKind.DATA:
+          yield* this.#dataExtents(at, runLength, hostOffset);
+          break;
+        case RunKind.ZERO:
+          yield { ...range, kind: 'zero', zero: true, present: true, depth: 0, ...host };
+          break;
+        case RunKind.COMPRESSED:
+          yield { ...range, kind: 'compressed', zero: false, present: true, depth: 0 };
+          break;
+        case RunKind.UNALLOCATED:
+          yield* this.#backingExtents(at, runLength);
+          break;
+      }
+      at += runLength;
+    }
+  }
+
+  *#dataExtents(offset: number, length: number, hostOffset: number): Generator<Extent> {
+    const { dataFile, dataPath } = this.context;
+    const whole: Extent = {
+      offset,
+      length,
+      kind: 'data',
+      zero: false,
+      present: true,
+      depth: 0,
+      hostOffset,
+      hostFile: dataPath,
+    };
+    const inFile = Math.min(length, dataFile.size - hostOffset);
+    if (inFile <= 0 || !this.context.looksForHostHoles()) {
+      yield whole;
+      return;
+    }
+    for (const run of dataFile.extents(hostOffset, inFile)) {
+      const shift = run.offset - hostOffset;
+      yield {
+        ...whole,
+        offset: offset + shift,
+        length: run.length,
+        zero: run.zero,
+        hostOffset: run.offset,
+      };
+    }
+    if (inFile < length) {
+      const rest = { offset: offset + inFile, length: length - inFile };
+      yield { ...whole, ...rest, zero: true, hostOffset: hostOffset + inFile };
+    }
+  }
+
+  *#backingExtents(offset: number, length: number): Generator<Extent> {
+    const { backing } = this.context;
+    const hole: Extent = { offset, length, kind: 'hole', zero: true, present: false, depth: 0 };
+    if (backing === undefined) {
+      yield hole;
+      return;
+    }
+    const inBacking = Math.max(0, Math.min(length, backing.size - offset));
+    if (inBacking > 0) {
+      for (const extent of backing.extents(offset, inBacking)) {
+        yield { ...extent, depth: extent.depth + 1 };
+      }
+    }
+    // What lies past the end of a shorter backing file reads as zeroes because of that file.
+    if (inBacking < length) {
+      const rest = { offset: offset + inBacking, length: length - inBacking };
+      yield { ...rest, kind: 'zero', zero: true, present: true, depth: 1 };
+    }
+  }
+}

@@ -1,0 +1,182 @@
+/** An open qcow2 image: its active disk as a device, and its snapshots and bitmaps. */
+
+import { clusterDecoder } from '../compression/codec.ts';
+import type { BlockDevice } from '../device/block-device.ts';
+import { FileDevice } from '../device/file.ts';
+import { Qcow2Error } from '../errors.ts';
+import { decodeHeader, firstClusterSize, V3_HEADER_BYTES } from '../format/qcow2/header.ts';
+import type { Qcow2Header } from '../format/qcow2/header.ts';
+import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
+import { DEFAULT_CLUSTER_CACHE_BYTES, DEFAULT_METADATA_CACHE_BYTES } from '../limits.ts';
+import { dirtyRanges, readBitmapDirectory } from './bitmaps.ts';
+import type { BitmapInfo, DirtyRange } from './bitmaps.ts';
+import { ClusterCache } from './cluster-cache.ts';
+import { GuestDisk } from './guest-disk.ts';
+import { hasPreallocatedMetadata } from './host-holes.ts';
+import { findSnapshot, Qcow2Snapshot, readSnapshotTable } from './snapshots.ts';
+import { TableCache } from './table-cache.ts';
+
+/** Sizes of an image's caches, in bytes. */
+export interface CacheOptions {
+  /** For slices of L1 and L2 tables (default 16 MiB). */
+  metadataCacheBytes?: number | undefined;
+  /** For decompressed clusters (default 16 MiB; two clusters at the least). */
+  clusterCacheBytes?: number | undefined;
+}
+
+/** The parts that an image is put together from. */
+export interface Qcow2ImageParts<B extends BlockDevice = BlockDevice> extends CacheOptions {
+  /** The image's file; the image closes it. */
+  file: BlockDevice;
+  /** The header of that file. */
+  header: Qcow2Header;
+  /** Path for messages. */
+  path: string;
+  /** The external data file, where the header has one; the image closes it. */
+  dataFile?: { device: BlockDevice; path: string } | undefined;
+  /** What is behind unallocated clusters; the image closes it. */
+  backing?: B | undefined;
+}
+
+/**
+ * Reads and checks the header of a file.
+ * @throws {Qcow2Error} `NOT_THIS_FORMAT`, `UNSUPPORTED`, `CORRUPT`, `TOO_LARGE` or `TRUNCATED`
+ */
+export function readHeader(file: BlockDevice): Qcow2Header {
+  const start = new Uint8Array(Math.min(file.size, V3_HEADER_BYTES));
+  file.read(start, 0);
+  const firstCluster = new Uint8Array(Math.min(file.size, firstClusterSize(start)));
+  file.read(firstCluster, 0);
+  return decodeHeader(firstCluster);
+}
+
+/** An open qcow2 image. As a device it is the active disk, backing chain included. */
+export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
+  readonly format = 'qcow2';
+  readonly path: string;
+  readonly header: Qcow2Header;
+  /** The image's own file. */
+  readonly file: BlockDevice;
+  /** The external data file, where there is one. */
+  readonly dataFile: { device: BlockDevice; path: string } | undefined;
+  /** What is behind unallocated clusters. */
+  readonly backing: B | undefined;
+  #snapshots: SnapshotRow[] | undefined;
+  #bitmaps: BitmapInfo[] | undefined;
+
+  /** @throws {Qcow2Error} `CORRUPT` if the L1 table of a disk that has a size has no place */
+  constructor(parts: Qcow2ImageParts<B>) {
+    const { file, header, path, dataFile, backing } = parts;
+    const { clusterSize } = header;
+    let looksForHoles: boolean | undefined;
+    super(
+      {
+        path,
+        header,
+        file,
+        dataFile: dataFile?.device ?? file,
+        dataPath: dataFile?.path ?? path,
+        backing,
+        decoder: clusterDecoder(header.compressionType),
+        tables: new TableCache(file, {
+          clusterSize,
+          budgetBytes: parts.metadataCacheBytes ?? DEFAULT_METADATA_CACHE_BYTES,
+        }),
+        clusters: new ClusterCache({
+          clusterSize,
+          budgetBytes: parts.clusterCacheBytes ?? DEFAULT_CLUSTER_CACHE_BYTES,
+        }),
+        looksForHostHoles: () =>
+          (looksForHoles ??= file instanceof FileDevice && hasPreallocatedMetadata(header, file)),
+      },
+      { l1: { offset: header.l1TableOffset, size: header.l1Size }, size: header.size },
+    );
+    this.path = path;
+    this.header = header;
+    this.file = file;
+    this.dataFile = dataFile;
+    this.backing = backing;
+  }
+
+  /**
+   * The internal snapshots, in the order of the table.
+   * @throws {Qcow2Error} `CORRUPT`, `TOO_LARGE` or `TRUNCATED` if the snapshot table is damaged
+   */
+  get snapshots(): readonly SnapshotRow[] {
+    return (this.#snapshots ??= this.#inFile(() => readSnapshotTable(this.header, this.file)));
+  }
+
+  /**
+   * The disk as it was at a snapshot, read-only, with the size that it had then. The image must
+   * stay open while it is used.
+   *
+   * @param idOrName looked for among the ids first, then among the names
+   * @throws {Qcow2Error} `NOT_FOUND`; `CORRUPT` if the snapshot is damaged
+   */
+  openSnapshot(idOrName: string): Qcow2Snapshot {
+    const info = findSnapshot(this.snapshots, idOrName);
+    if (info === undefined) {
+      throw new Qcow2Error('NOT_FOUND', `there is no snapshot '${idOrName}'`, {
+        file: this.path,
+        hint: this.#snapshotHint(),
+      });
+    }
+    return this.#inFile(() => new Qcow2Snapshot(this.context, info));
+  }
+
+  /**
+   * The persistent bitmaps with their state.
+   * @throws {Qcow2Error} `CORRUPT`, `TOO_LARGE`, `TRUNCATED` or `UNSUPPORTED` if the bitmap
+   * directory is damaged
+   */
+  get bitmaps(): readonly BitmapInfo[] {
+    return (this.#bitmaps ??= this.#inFile(() =>
+      readBitmapDirectory({ header: this.header, file: this.file }),
+    ));
+  }
+
+  /**
+   * The runs of the disk that a bitmap marks, in order, neighbours merged.
+   *
+   * @throws {Qcow2Error} `NOT_FOUND`; `CORRUPT` if it is inconsistent or damaged
+   */
+  *dirtyRanges(bitmapName: string): Generator<DirtyRange> {
+    const bitmap = this.bitmaps.find(({ name }) => name === bitmapName);
+    if (bitmap === undefined) {
+      throw new Qcow2Error('NOT_FOUND', `there is no bitmap '${bitmapName}'`, { file: this.path });
+    }
+    if (bitmap.isInconsistent) {
+      throw new Qcow2Error('CORRUPT', 'it was not saved properly and cannot be trusted', {
+        file: this.path,
+        structure: `bitmap '${bitmapName}'`,
+        offset: bitmap.offset,
+      });
+    }
+    const ranges = dirtyRanges({ header: this.header, file: this.file }, bitmap, this.size);
+    try {
+      yield* ranges;
+    } catch (error) {
+      throw error instanceof Qcow2Error ? error.inFile(this.path) : error;
+    }
+  }
+
+  /** Closes the image and the files below it: the external data file and the backing chain. */
+  override close(): void {
+    this.file.close();
+    this.dataFile?.device.close();
+    this.backing?.close();
+  }
+
+  #snapshotHint(): string {
+    const names = this.snapshots.slice(0, 5).map(({ id, name }) => `${id} (${name})`);
+    return names.length === 0 ? 'the image has no snapshots' : `it has ${names.join(', ')}`;
+  }
+
+  #inFile<T>(action: () => T): T {
+    try {
+      return action();
+    } catch (error) {
+      throw error instanceof Qcow2Error ? error.inFile(this.path) : error;
+    }
+  }
+}

@@ -1,0 +1,111 @@
+/** Internal snapshots (specification: "Snapshots"): listing them and opening them as devices. */
+
+import type { BlockDevice } from '../device/block-device.ts';
+import { SliceDevice } from '../device/slice.ts';
+import { Qcow2Error } from '../errors.ts';
+import type { ErrorCode } from '../errors.ts';
+import { FieldReader } from '../format/qcow2/field-reader.ts';
+import type { Qcow2Header } from '../format/qcow2/header.ts';
+import {
+  decodeSnapshotRow,
+  SNAPSHOT_ROW_BYTES,
+  snapshotRowLength,
+} from '../format/qcow2/snapshot-table.ts';
+import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
+import { MAX_L1_BYTES, MAX_SNAPSHOT_TABLE_BYTES } from '../limits.ts';
+import { alignUp } from '../util/bytes.ts';
+import { GuestDisk } from './guest-disk.ts';
+import type { ImageContext } from './guest-disk.ts';
+
+/**
+ * Reads the snapshot table.
+ * @throws {Qcow2Error} `CORRUPT`, `TOO_LARGE` or `TRUNCATED`, naming the row
+ */
+export function readSnapshotTable(header: Qcow2Header, file: BlockDevice): SnapshotRow[] {
+  const rows: SnapshotRow[] = [];
+  const { snapshotsOffset, snapshotCount, size } = header;
+  let at = snapshotsOffset;
+  for (let index = 0; index < snapshotCount; index++) {
+    const structure = `snapshot table row ${index}`;
+    const fixed = readRow(file, at, SNAPSHOT_ROW_BYTES, structure);
+    const length = snapshotRowLength(fixed);
+    if (at + length - snapshotsOffset > MAX_SNAPSHOT_TABLE_BYTES) {
+      throw fixed.error('TOO_LARGE', 0, 'the table is larger than 64 MiB');
+    }
+    rows.push(decodeSnapshotRow(readRow(file, at, length, structure), size));
+    // The file may end before the last row's padding does.
+    at += alignUp(length, 8);
+  }
+  return rows;
+}
+
+function readRow(file: BlockDevice, at: number, length: number, structure: string): FieldReader {
+  if (at + length > file.size) {
+    throw new Qcow2Error('TRUNCATED', 'the file ends before it does', { structure, offset: at });
+  }
+  const bytes = new Uint8Array(length);
+  file.read(bytes, at);
+  return new FieldReader(bytes, structure, at);
+}
+
+/** Finds a snapshot by its id or else by its name, as qemu-img does. */
+export function findSnapshot(
+  snapshots: readonly SnapshotRow[],
+  idOrName: string,
+): SnapshotRow | undefined {
+  return (
+    snapshots.find((snapshot) => snapshot.id === idOrName) ??
+    snapshots.find((snapshot) => snapshot.name === idOrName)
+  );
+}
+
+/** The disk as it was when a snapshot was taken. Closing it leaves the image open. */
+export class Qcow2Snapshot extends GuestDisk {
+  readonly info: SnapshotRow;
+
+  /** @throws {Qcow2Error} `CORRUPT` or `TOO_LARGE` if the snapshot's L1 table cannot be right */
+  constructor(context: ImageContext, info: SnapshotRow) {
+    checkL1(context.header, info);
+    const { diskSize } = info;
+    const l1 = { offset: info.l1TableOffset, size: info.l1Size };
+    super(context, { l1, size: diskSize - (diskSize % 512) });
+    this.info = info;
+  }
+
+  /** The saved state of the virtual machine: a device of `info.vmStateSize` bytes. */
+  openVmState(): BlockDevice {
+    const { l1Size, l1TableOffset, vmStateSize } = this.info;
+    const { clusterSize, l2Entries } = this.context.header;
+    // VM state begins at the first L1 entry that the disk does not need.
+    const bytesPerL1Entry = clusterSize * l2Entries;
+    const start = Math.ceil(this.size / bytesPerL1Entry) * bytesPerL1Entry;
+    if (start + vmStateSize > l1Size * bytesPerL1Entry) {
+      throw new Qcow2Error('CORRUPT', `its L1 table does not reach ${vmStateSize} bytes of VM state`, {
+        file: this.context.path,
+        structure: `snapshot ${this.info.id}`,
+        offset: this.info.offset,
+      });
+    }
+    // VM state is no part of the disk, so the backing file has nothing to say about it.
+    const space = new GuestDisk(
+      { ...this.context, backing: undefined },
+      { l1: { offset: l1TableOffset, size: l1Size }, size: start + vmStateSize },
+    );
+    return new SliceDevice(space, { offset: start, length: vmStateSize });
+  }
+}
+
+function checkL1({ clusterSize, l2Entries }: Qcow2Header, info: SnapshotRow): void {
+  const { id, offset, l1Size, l1TableOffset, diskSize } = info;
+  const fail = (code: ErrorCode, problem: string): Qcow2Error =>
+    new Qcow2Error(code, problem, { structure: `snapshot ${id}`, offset });
+  if (l1Size > MAX_L1_BYTES / 8) {
+    throw fail('TOO_LARGE', `its L1 table of ${l1Size} entries is too large`);
+  }
+  if (l1TableOffset % clusterSize !== 0) {
+    throw fail('CORRUPT', `its L1 table's offset ${l1TableOffset} is not a multiple of the cluster size`);
+  }
+  if (l1Size < Math.ceil(diskSize / (clusterSize * l2Entries))) {
+    throw fail('CORRUPT', `its L1 table of ${l1Size} entries is too small for ${diskSize} bytes`);
+  }
+}
