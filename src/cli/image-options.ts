@@ -1,10 +1,9 @@
 /** Values of options that several image commands share, with qemu-img's meaning. */
 
-/** The formats that images are read in. */
-export const IMAGE_FORMATS = ['qcow2', 'raw'] as const;
+import { IMAGE_FORMATS } from '../chain/open.ts';
+import type { ImageFormat } from '../chain/open.ts';
 
-/** One of {@link IMAGE_FORMATS}. */
-export type ImageFormat = (typeof IMAGE_FORMATS)[number];
+export { IMAGE_FORMATS };
 
 /** Cache modes of host files. What they say about reading is left to the page cache. */
 export const CACHE_MODES = ['none', 'writeback', 'unsafe', 'writethrough', 'directsync'] as const;

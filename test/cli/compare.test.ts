@@ -1,3 +1,4 @@
+import { readFileSync, writeFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { command } from '../../src/cli/commands/compare.ts';
 import { makeRaw, MiB, qemu, run, scratch } from '../operations/scratch.ts';
@@ -81,6 +82,49 @@ describePeers(['qemu-img', 'qemu-io'], 'as qemu-img compare', () => {
     const flat = makeQcow2('flat.qcow2', ['write -P 1 1M 64k', 'write -P 2 2M 64k']);
     await expectAsQemu('-s', overlay, base);
     expect((await expectAsQemu('-s', overlay, flat)).exitCode).toBe(0);
+  });
+
+  test.each([
+    ['64k', '100M'],
+    ['512', '1M'],
+    ['4k', '20M'],
+  ])('strict comparisons of many L2 tables, clusters of %s', async (clusterSize, size) => {
+    const make = (name: string, ...steps: string[]) => {
+      const path = scratch(name);
+      const options = ['-q', '-f', 'qcow2', '-o', `cluster_size=${clusterSize}`];
+      qemu('qemu-img', 'create', ...options, path, size);
+      qemu('qemu-io', '-f', 'qcow2', ...steps.flatMap((step) => ['-c', step]), path);
+      return path;
+    };
+    const forwards = make('a.qcow2', 'write 0 64k', 'write 300k 64k', 'write 400k 64k');
+    const backwards = make('b.qcow2', 'write 400k 64k', 'write 300k 64k', 'write 0 64k');
+    const less = make('c.qcow2', 'write 0 64k', 'write 300k 64k');
+    await expectAsQemu('-s', forwards, backwards);
+    await expectAsQemu('-s', forwards, less);
+    await expectAsQemu('-s', less, backwards);
+  });
+
+  test('what cannot be read is exit code 4', async () => {
+    const a = makeQcow2('a.qcow2', ['write -c -P 1 1M 64k']);
+    const map = qemu('qemu-img', 'map', '--output=json', a);
+    expect(map).toContain('"data": true');
+    const bytes = readFileSync(a);
+    // The only compressed cluster is the last thing in the file.
+    bytes.fill(0xff, 5 * 65536);
+    writeFileSync(a, bytes);
+    const empty = makeRaw('b.raw', 4 * MiB);
+    expect(await expectAsQemu('-F', 'raw', a, empty)).toMatchObject({ exitCode: 4, stdout: '' });
+  });
+
+  test('what cannot be mapped is exit code 3', async () => {
+    const a = makeQcow2('a.qcow2', ['write -P 1 1M 64k']);
+    const bytes = readFileSync(a);
+    const l1 = Number(bytes.readBigUInt64BE(40));
+    const l2 = Number(bytes.readBigUInt64BE(l1) & 0x00fffffffffffe00n);
+    bytes[l2 + 16 * 8 + 6]! |= 0x02;
+    writeFileSync(a, bytes);
+    const empty = makeRaw('b.raw', 4 * MiB);
+    expect(await expectAsQemu('-F', 'raw', a, empty)).toMatchObject({ exitCode: 3, stdout: '' });
   });
 
   test('progress', async () => {

@@ -78,6 +78,10 @@ describePeers(['qemu-img', 'qemu-io', 'cmp'], 'as qemu-img convert', () => {
     qemu('qemu-img', 'create', '-q', '-f', 'qcow2', '-b', base, '-F', 'raw', overlay);
     const link = scratch('link.raw');
     symlinkSync(base, link);
+    const data = scratch('data.raw');
+    const options = ['-q', '-f', 'qcow2', '-o', `data_file=${data}`];
+    qemu('qemu-img', 'create', ...options, scratch('external.qcow2'), '1M');
+    expect((await convert(scratch('external.qcow2'), data)).stderr).toContain('the output is');
     for (const output of [base, link, overlay]) {
       for (const flags of [[], ['-n']]) {
         const { exitCode, stderr } = await convert(...flags, overlay, output);

@@ -1,6 +1,7 @@
 /** `qcow2 compare`: do two images read the same? */
 
 import { openImage } from '../../chain/open.ts';
+import type { Image } from '../../chain/open.ts';
 import { CompareError, compareSteps } from '../../operations/compare.ts';
 import type { CompareResult } from '../../operations/compare.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
@@ -75,7 +76,10 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const show = args.flag('progress') && !isQuiet;
   const reporter = new ProgressReporter(io, { show, stepPercent: STEP_PERCENT });
   try {
-    const steps = compareSteps(first, second, { strict: args.flag('strict') });
+    const steps = compareSteps(first, second, {
+      strict: args.flag('strict'),
+      extentWindows: [extentWindow(first), extentWindow(second)],
+    });
     const result = await driveSteps(steps, { reporter });
     if (!isQuiet) io.stdout(describe(result));
     return result.identical ? EXIT_IDENTICAL : EXIT_DIFFERENT;
@@ -86,6 +90,16 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   } finally {
     reporter.end();
   }
+}
+
+/** Bytes of an L2 table that QEMU looks at at a time, unless a cluster is smaller. */
+const L2_SLICE_BYTES = 4096;
+
+/** Bytes of the disk that one slice of an L2 table maps, which bounds the extents that QEMU tells. */
+function extentWindow(image: Image): number | undefined {
+  if (image.format === 'raw') return undefined;
+  const { clusterSize, l2EntrySize } = image.header;
+  return (Math.min(L2_SLICE_BYTES, clusterSize) / l2EntrySize) * clusterSize;
 }
 
 const SIZE_WARNING = 'Warning: Image size mismatch!\n';

@@ -202,6 +202,7 @@ function filesOf(image: Image): string[] {
   const files: string[] = [];
   for (let layer: Image | undefined = image; layer !== undefined; layer = layer.backing) {
     files.push(layer.path);
+    if (layer.format === 'qcow2' && layer.dataFile !== undefined) files.push(layer.dataFile.path);
   }
   return files;
 }
