@@ -54,6 +54,9 @@ export const MAX_CHAIN_DEPTH = 1024;
 /** Bits of a host offset in an L1, L2 or refcount-table entry: the format has 56. */
 export const MAX_HOST_OFFSET = 2 ** 56 - 1;
 
+/** Bytes of the largest disk: offsets are JavaScript numbers, exact up to here. */
+export const MAX_DISK_SIZE = Number.MAX_SAFE_INTEGER;
+
 /** Logical partitions followed in an extended MBR partition (Linux follows 256 links at most). */
 export const MAX_LOGICAL_PARTITIONS = 256;
 /** Entries read from a GPT (the specification's minimum is 128; nobody writes more than this). */

@@ -56,7 +56,8 @@ function selectLayer(image: Image, layer: number): Image {
 }
 
 function selectSnapshot(device: BlockDevice, image: Image, idOrName: string): BlockDevice {
-  if ('openSnapshot' in device) return (device as Image & { format: 'qcow2' }).openSnapshot(idOrName);
+  if ('openSnapshot' in device)
+    return (device as Image & { format: 'qcow2' }).openSnapshot(idOrName);
   throw new Qcow2Error('NOT_FOUND', `there is no snapshot '${idOrName}'`, {
     file: image.path,
     hint: 'raw images have no snapshots',

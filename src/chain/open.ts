@@ -96,7 +96,14 @@ function openLayer(top: LayerRequest, options: OpenImageOptions, root: string): 
   const { metadataCacheBytes, clusterCacheBytes } = options;
   for (const { file, header, dataFile } of links.reverse()) {
     const caches = { metadataCacheBytes, clusterCacheBytes };
-    image = new Qcow2Image<Image>({ path: file.path, file, header, dataFile, backing: image, ...caches });
+    image = new Qcow2Image<Image>({
+      path: file.path,
+      file,
+      header,
+      dataFile,
+      backing: image,
+      ...caches,
+    });
   }
   return image!;
 }
@@ -119,7 +126,9 @@ function openFile({ path }: LayerRequest, seen: Map<string, string>, depth: numb
     file.close();
     const names = [...seen.values()];
     const loop = [...names.slice(names.indexOf(other)), path].join(' -> ');
-    throw new Qcow2Error('CYCLE', `the backing chain comes back to itself: ${loop}`, { file: path });
+    throw new Qcow2Error('CYCLE', `the backing chain comes back to itself: ${loop}`, {
+      file: path,
+    });
   }
   seen.set(file.identity, path);
   return file;

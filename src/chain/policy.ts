@@ -28,10 +28,7 @@ export interface ReferencedFile {
  * that was opened, or those for which a function returns true.
  */
 export type ReferencePolicy =
-  | 'follow'
-  | 'refuse'
-  | 'same-directory'
-  | ((file: ReferencedFile) => boolean);
+  'follow' | 'refuse' | 'same-directory' | ((file: ReferencedFile) => boolean);
 
 /** What the policy for one opening is. */
 export interface PolicyOptions {

@@ -5,7 +5,6 @@
  * stream may also be longer than a cluster, of which only the first cluster counts (as in QEMU).
  */
 
-import { constants, createInflateRaw, inflateRawSync } from 'node:zlib';
 import { createStreamHandle } from './stream-handle.ts';
 import type { StreamHandle } from './stream-handle.ts';
 
@@ -15,12 +14,16 @@ const PROBE = new Uint8Array([1, 5, 0, 0xfa, 0xff, 0x71, 0x63, 0x6f, 0x77, 0x32]
 let handle: StreamHandle | undefined;
 let isProbed = false;
 
+/** Loaded at the first compressed cluster: most commands never meet one, and loading takes time. */
+const zlib = () => process.getBuiltinModule('node:zlib');
+
 /**
  * Fills all of `output` from a deflate stream.
  * @returns whether the stream was valid and long enough
  */
 export function inflateCluster(input: Uint8Array, output: Uint8Array): boolean {
   if (!isProbed) {
+    const { constants, createInflateRaw } = zlib();
     handle = createStreamHandle({
       create: () => createInflateRaw(),
       finishFlush: constants.Z_FINISH,
@@ -37,7 +40,7 @@ export function inflateCluster(input: Uint8Array, output: Uint8Array): boolean {
 /** The same through Node's public functions; exported for its test. */
 export function inflateWithPublicApi(input: Uint8Array, output: Uint8Array): boolean {
   try {
-    const bytes = inflateRawSync(input, {
+    const bytes = zlib().inflateRawSync(input, {
       maxOutputLength: output.length,
       chunkSize: Math.max(64, output.length),
     });
@@ -54,7 +57,7 @@ export function inflateWithPublicApi(input: Uint8Array, output: Uint8Array): boo
 function inflatePrefix(input: Uint8Array, output: Uint8Array): boolean {
   // Bounded: deflate expands at most 1032 times, and a cluster's input is at most two clusters.
   try {
-    const bytes = inflateRawSync(input, { maxOutputLength: input.length * 1033 + 64 });
+    const bytes = zlib().inflateRawSync(input, { maxOutputLength: input.length * 1033 + 64 });
     output.set(bytes.subarray(0, output.length));
     return bytes.length >= output.length;
   } catch {

@@ -7,7 +7,6 @@
  * it opens images; a library caller who does not still reads everything, through fzstd.
  */
 
-import * as zlib from 'node:zlib';
 import { Decompress as FzstdStream } from 'fzstd';
 import { createStreamHandle } from './stream-handle.ts';
 import type { StreamHandle } from './stream-handle.ts';
@@ -72,7 +71,8 @@ export function unzstdCluster(input: Uint8Array, output: Uint8Array): boolean {
 
 function nativeHandle(): StreamHandle | undefined {
   if (!isNativeProbed) {
-    const { createZstdDecompress, constants } = zlib as unknown as ZlibWithZstd;
+    const zlib = process.getBuiltinModule('node:zlib') as unknown as ZlibWithZstd;
+    const { createZstdDecompress, constants } = zlib;
     if (createZstdDecompress !== undefined && constants.ZSTD_e_end !== undefined) {
       native = createStreamHandle({
         create: () => createZstdDecompress(),

@@ -92,7 +92,7 @@ export function* dirtyRanges(
       if (!uniform && runStart >= 0) yield rangeTo(base);
       continue;
     }
-    for (let bit = base; bit < end; ) {
+    for (let bit = base; bit < end;) {
       const inCluster = bit - base;
       const byte = cluster[inCluster >>> 3]!;
       if ((inCluster & 7) === 0 && (byte === 0 || byte === 0xff) && bit + 8 <= end) {

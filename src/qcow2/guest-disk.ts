@@ -68,7 +68,7 @@ export class GuestDisk extends ReadOnlyDevice {
     checkRange(offset, length, this.size);
     try {
       const mapping = this.#mapping;
-      for (let done = 0; done < length; ) {
+      for (let done = 0; done < length;) {
         const at = offset + done;
         this.#lookup(at, length - done);
         const count = mapping.length;
@@ -202,7 +202,7 @@ export class GuestDisk extends ReadOnlyDevice {
 
   *#rawExtents(offset: number, length: number): Generator<Extent> {
     const end = offset + length;
-    for (let at = offset; at < end; ) {
+    for (let at = offset; at < end;) {
       try {
         this.#lookup(at, end - at);
       } catch (error) {

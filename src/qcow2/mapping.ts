@@ -181,8 +181,7 @@ export class Mapping {
     if ((low & READS_ZERO) !== 0) return RunKind.ZERO;
     if ((high & OFFSET_MASK_HIGH) !== 0 || (low & OFFSET_MASK_LOW) !== 0) return RunKind.DATA;
     // Offset 0 of an external data file is told from "unallocated" by the COPIED flag.
-    const isFirstDataCluster =
-      this.#header.hasExternalDataFile && (high & EntryFlag.COPIED) !== 0;
+    const isFirstDataCluster = this.#header.hasExternalDataFile && (high & EntryFlag.COPIED) !== 0;
     return isFirstDataCluster ? RunKind.DATA : RunKind.UNALLOCATED;
   }
 
@@ -213,7 +212,10 @@ export class Mapping {
     }
     const location = compressedLocation(high, low, this.#header.clusterBits);
     if (location.offset > MAX_HOST_OFFSET || !Number.isSafeInteger(location.offset)) {
-      throw this.#entryError(entryPosition, `its offset is out of bounds (${formatEntry(high, low)})`);
+      throw this.#entryError(
+        entryPosition,
+        `its offset is out of bounds (${formatEntry(high, low)})`,
+      );
     }
     this.hostOffset = location.offset;
     this.compressedLength = location.length;
@@ -260,7 +262,9 @@ export class Mapping {
         runHost = host;
         length = subcluster * subclusterSize;
       } else if (
-        host === NO_HOST_OFFSET ? runHost !== NO_HOST_OFFSET : host !== runHost + (index - first) * clusterSize
+        host === NO_HOST_OFFSET
+          ? runHost !== NO_HOST_OFFSET
+          : host !== runHost + (index - first) * clusterSize
       ) {
         break;
       }

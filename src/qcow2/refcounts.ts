@@ -25,7 +25,9 @@ export class RefcountReader {
     const blockIndex = Math.floor(clusterIndex / this.#blockEntries);
     if (blockIndex !== this.#blockIndex) this.#load(blockIndex);
     if (this.#block === undefined) return false;
-    return refcountAt(this.#block, clusterIndex % this.#blockEntries, this.#header.refcountOrder) !== 0;
+    return (
+      refcountAt(this.#block, clusterIndex % this.#blockEntries, this.#header.refcountOrder) !== 0
+    );
   }
 
   #load(blockIndex: number): void {

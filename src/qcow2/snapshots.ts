@@ -80,11 +80,15 @@ export class Qcow2Snapshot extends GuestDisk {
     const bytesPerL1Entry = clusterSize * l2Entries;
     const start = Math.ceil(this.size / bytesPerL1Entry) * bytesPerL1Entry;
     if (start + vmStateSize > l1Size * bytesPerL1Entry) {
-      throw new Qcow2Error('CORRUPT', `its L1 table does not reach ${vmStateSize} bytes of VM state`, {
-        file: this.context.path,
-        structure: `snapshot ${this.info.id}`,
-        offset: this.info.offset,
-      });
+      throw new Qcow2Error(
+        'CORRUPT',
+        `its L1 table does not reach ${vmStateSize} bytes of VM state`,
+        {
+          file: this.context.path,
+          structure: `snapshot ${this.info.id}`,
+          offset: this.info.offset,
+        },
+      );
     }
     // VM state is no part of the disk, so the backing file has nothing to say about it.
     const space = new GuestDisk(
@@ -103,7 +107,10 @@ function checkL1({ clusterSize, l2Entries }: Qcow2Header, info: SnapshotRow): vo
     throw fail('TOO_LARGE', `its L1 table of ${l1Size} entries is too large`);
   }
   if (l1TableOffset % clusterSize !== 0) {
-    throw fail('CORRUPT', `its L1 table's offset ${l1TableOffset} is not a multiple of the cluster size`);
+    throw fail(
+      'CORRUPT',
+      `its L1 table's offset ${l1TableOffset} is not a multiple of the cluster size`,
+    );
   }
   if (l1Size < Math.ceil(diskSize / (clusterSize * l2Entries))) {
     throw fail('CORRUPT', `its L1 table of ${l1Size} entries is too small for ${diskSize} bytes`);

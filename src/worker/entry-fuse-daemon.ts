@@ -7,7 +7,7 @@
 import { closeSync, writeSync } from 'node:fs';
 import { startMount } from './fuse-mount.ts';
 import type { ActiveMount } from './fuse-mount.ts';
-import { toWireError } from './fuse-request.ts';
+import { toWireError } from './wire-error.ts';
 import type { LaunchResult, MountRequest } from './fuse-request.ts';
 
 const RESULT_FD = 3;

@@ -11,7 +11,7 @@ import { ErrorLog } from '../export/fuse/error-log.ts';
 import { FuseSession } from '../export/fuse/session.ts';
 import { loadLibc } from '../host/libc.ts';
 import { openForMount } from './fuse-image.ts';
-import { toWireError } from './fuse-request.ts';
+import { toWireError } from './wire-error.ts';
 import type { ServeMessage, WorkerInput, WorkerMessage } from './fuse-request.ts';
 
 const { request, stop } = workerData as WorkerInput;

@@ -7,7 +7,7 @@ import { text } from 'node:stream/consumers';
 import type { Readable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
 import { Qcow2Error } from '../errors.ts';
-import { fromWireError } from './fuse-request.ts';
+import { fromWireError } from './wire-error.ts';
 import type { LaunchResult, MountRequest, MountSummary } from './fuse-request.ts';
 import { stateDirectory } from './fuse-state.ts';
 

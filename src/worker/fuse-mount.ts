@@ -20,7 +20,7 @@ import { findMount } from '../host/mountinfo.ts';
 import { processStartTime } from '../host/processes.ts';
 import { openForMount } from './fuse-image.ts';
 import { removeEmptyDirectory } from './fuse-mounts.ts';
-import { fromWireError } from './fuse-request.ts';
+import { fromWireError } from './wire-error.ts';
 import type {
   ChannelName,
   ImageSummary,

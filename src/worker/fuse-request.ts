@@ -1,8 +1,7 @@
 /** What is handed between the command, the process that serves a mount, and its worker. */
 
-import { Qcow2Error } from '../errors.ts';
-import type { ErrorCode } from '../errors.ts';
 import type { FuseOptions } from './fuse-options.ts';
+import type { WireError } from './wire-error.ts';
 
 /** How a mount reaches the kernel. */
 export type ChannelName = 'kernel' | 'fuse-native';
@@ -71,23 +70,6 @@ export interface MountSummary extends ImageSummary {
   /** Why the kernel channel was not used, where it would have been preferred. */
   fallbackReason?: string;
   pid: number;
-}
-
-/** An error that goes to another thread or process. */
-export interface WireError {
-  code: ErrorCode | undefined;
-  message: string;
-}
-
-/** Takes down an error for another thread or process. */
-export function toWireError(error: unknown): WireError {
-  if (error instanceof Qcow2Error) return { code: error.code, message: error.message };
-  return { code: undefined, message: error instanceof Error ? error.message : String(error) };
-}
-
-/** The error that was taken down. */
-export function fromWireError({ code, message }: WireError): Error {
-  return code === undefined ? new Error(message) : new Qcow2Error(code, message);
 }
 
 /** What the worker tells the main thread. */

@@ -74,7 +74,9 @@ export function decodeBitmapDirectory(directory: BitmapDirectory): BitmapEntry[]
     const structure = `bitmap directory entry ${entries.length}`;
     const header = new FieldReader(bytes.subarray(at), structure, offset + at);
     const length = entryLength(header);
-    const entry = decodeEntry(new FieldReader(bytes.subarray(at, at + length), structure, offset + at));
+    const entry = decodeEntry(
+      new FieldReader(bytes.subarray(at, at + length), structure, offset + at),
+    );
     if (entry.tableOffset === 0 || entry.tableOffset % clusterSize !== 0) {
       throw header.error('CORRUPT', 0, `its table's offset ${entry.tableOffset} is not aligned`);
     }
@@ -110,7 +112,11 @@ function entryLength(reader: FieldReader): number {
 function decodeEntry(reader: FieldReader): BitmapEntry {
   const flags = reader.u32(EntryField.FLAGS);
   if ((flags & ~KNOWN_FLAGS) !== 0) {
-    throw reader.error('CORRUPT', EntryField.FLAGS, `reserved flags are set (0x${flags.toString(16)})`);
+    throw reader.error(
+      'CORRUPT',
+      EntryField.FLAGS,
+      `reserved flags are set (0x${flags.toString(16)})`,
+    );
   }
   const type = reader.bytes[EntryField.TYPE]!;
   if (type !== DIRTY_TRACKING_BITMAP) {
@@ -129,7 +135,11 @@ function decodeEntry(reader: FieldReader): BitmapEntry {
   }
   const tableSize = reader.u32(EntryField.TABLE_SIZE);
   if (tableSize === 0 || tableSize > MAX_BITMAP_TABLE_ENTRIES) {
-    throw reader.error('TOO_LARGE', EntryField.TABLE_SIZE, `a table of ${tableSize} entries is out of bounds`);
+    throw reader.error(
+      'TOO_LARGE',
+      EntryField.TABLE_SIZE,
+      `a table of ${tableSize} entries is out of bounds`,
+    );
   }
   const nameSize = reader.u16(EntryField.NAME_SIZE);
   if (nameSize === 0 || nameSize > MAX_BITMAP_NAME_BYTES) {

@@ -193,7 +193,11 @@ function decodeVersion(reader: FieldReader): 2 | 3 {
   }
   const length = version === 2 ? V2_HEADER_BYTES : V3_HEADER_BYTES;
   if (bytes.length < length) {
-    throw reader.error('TRUNCATED', bytes.length, `the file ends before the header's ${length} bytes`);
+    throw reader.error(
+      'TRUNCATED',
+      bytes.length,
+      `the file ends before the header's ${length} bytes`,
+    );
   }
   return version;
 }
@@ -335,17 +339,29 @@ function decodeTables(reader: FieldReader, { clusterSize, clustersPerL2, size }:
   const tableOffset = (field: number, name: string): number => {
     const offset = reader.u64(field, name);
     if (offset % clusterSize !== 0) {
-      throw reader.error('CORRUPT', field, `${name} ${offset} is not a multiple of the cluster size`);
+      throw reader.error(
+        'CORRUPT',
+        field,
+        `${name} ${offset} is not a multiple of the cluster size`,
+      );
     }
     return offset;
   };
   const l1Size = reader.u32(HeaderField.L1_SIZE);
   if (l1Size > MAX_L1_BYTES / 8) {
-    throw reader.error('TOO_LARGE', HeaderField.L1_SIZE, `an L1 table of ${l1Size} entries is too large`);
+    throw reader.error(
+      'TOO_LARGE',
+      HeaderField.L1_SIZE,
+      `an L1 table of ${l1Size} entries is too large`,
+    );
   }
   const l1SizeNeeded = Math.ceil(size / (clusterSize * clustersPerL2));
   if (l1SizeNeeded > MAX_L1_BYTES / 8) {
-    throw reader.error('TOO_LARGE', HeaderField.SIZE, `a disk of ${size} bytes needs too large an L1 table`);
+    throw reader.error(
+      'TOO_LARGE',
+      HeaderField.SIZE,
+      `a disk of ${size} bytes needs too large an L1 table`,
+    );
   }
   if (l1Size < l1SizeNeeded) {
     throw reader.error(
@@ -383,8 +399,12 @@ function decodeTables(reader: FieldReader, { clusterSize, clustersPerL2, size }:
 
 /** An error for data that cannot be read because it is encrypted. */
 export function encryptedError(method: Qcow2Header['encryption']): Qcow2Error {
-  return new Qcow2Error('UNSUPPORTED', `its data is encrypted (${method}), which is not read here`, {
-    structure: 'header',
-    offset: HeaderField.CRYPT_METHOD,
-  });
+  return new Qcow2Error(
+    'UNSUPPORTED',
+    `its data is encrypted (${method}), which is not read here`,
+    {
+      structure: 'header',
+      offset: HeaderField.CRYPT_METHOD,
+    },
+  );
 }

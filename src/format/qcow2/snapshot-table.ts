@@ -92,7 +92,9 @@ export function decodeSnapshotRow(reader: FieldReader, currentDiskSize: number):
       ? reader.u64(extra + ExtraField.DISK_SIZE, 'disk size')
       : currentDiskSize,
     // QEMU writes all ones where the guest did not count.
-    icount: has(ExtraField.ICOUNT) ? knownIcount(reader.u64BigInt(extra + ExtraField.ICOUNT)) : undefined,
+    icount: has(ExtraField.ICOUNT)
+      ? knownIcount(reader.u64BigInt(extra + ExtraField.ICOUNT))
+      : undefined,
     unknownExtra: Uint8Array.from(
       reader.bytes.subarray(extra + Math.min(extraSize, 24), extra + extraSize),
     ),

@@ -1,0 +1,12 @@
+/** The library over worker threads: the same calls as `qcow2`, returning promises. */
+
+export { AsyncDevice, AsyncImage, openImage } from './worker/image-client.ts';
+export type { AsyncOpenImageOptions } from './worker/image-client.ts';
+export { IMAGE_FORMATS } from './chain/open.ts';
+export type { ImageFormat } from './chain/open.ts';
+export type { Extent, ExtentKind } from './device/block-device.ts';
+export { Qcow2Error } from './errors.ts';
+export type { ErrorCode, ErrorLocation } from './errors.ts';
+export type { Partition, PartitionTable } from './format/partition/index.ts';
+export type { SnapshotRow } from './format/qcow2/snapshot-table.ts';
+export type { BitmapInfo, DirtyRange } from './qcow2/bitmaps.ts';
