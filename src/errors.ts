@@ -57,10 +57,15 @@ export interface ErrorLocation {
 /** An error with a stable {@link ErrorCode} and the place in the image that it speaks of. */
 export class Qcow2Error extends Error {
   override readonly name = 'Qcow2Error';
+  /** What kind of trouble it is. */
   readonly code: ErrorCode;
+  /** Path of the file that it speaks of. */
   readonly file: string | undefined;
+  /** On-disk structure that it speaks of, in the specification's words. */
   readonly structure: string | undefined;
+  /** Byte offset of that structure in the file. */
   readonly offset: number | undefined;
+  /** What the user can do about it. */
   readonly hint: string | undefined;
   /** The message without file, structure and hint. */
   readonly problem: string;

@@ -5,7 +5,9 @@ import type { BlockDevice } from '../device/block-device.ts';
 
 /** A raw image as a link of a backing chain. It never has a backing file. */
 export class RawImage extends FileDevice {
+  /** Tells it from a qcow2 image. */
   readonly format = 'raw';
+  /** Always undefined. */
   readonly backing: undefined;
 
   /** The host file itself. */

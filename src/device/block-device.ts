@@ -25,6 +25,7 @@ export interface Extent {
   offset: number;
   /** Bytes; at least 1. */
   length: number;
+  /** What stands behind the bytes. */
   kind: ExtentKind;
   /** Whether the bytes are known to be zero without reading them. Always so for zero and hole. */
   zero: boolean;

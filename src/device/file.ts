@@ -26,11 +26,13 @@ const ZEROES = Buffer.alloc(1024 * 1024);
 
 /** A host file as a device. Its size is the file's at the time it was opened. */
 export class FileDevice implements BlockDevice {
+  /** Path that it was opened by. */
   readonly path: string;
   readonly readOnly: boolean;
   readonly size: number;
   /** Device and inode of the file, which tell whether two paths are one file. */
   readonly identity: string;
+  /** Whether it is a block device rather than a regular file. */
   readonly isBlockDevice: boolean;
   #fd: number;
 
@@ -92,6 +94,10 @@ export class FileDevice implements BlockDevice {
     }
   }
 
+  /**
+   * Stores all of `source` at `offset`.
+   * @throws {Qcow2Error} `READ_ONLY`, `OUT_OF_RANGE`, or `HOST` if the host refuses
+   */
   write(source: Uint8Array, offset: number): void {
     const { length } = source;
     this.#checkWritable();
@@ -118,6 +124,10 @@ export class FileDevice implements BlockDevice {
     checkRange(offset, length, this.size);
   }
 
+  /**
+   * Returns once everything written would survive a power cut (fsync(2)).
+   * @throws {Qcow2Error} `HOST` if the host cannot promise it
+   */
   flush(): void {
     if (this.readOnly) return;
     try {
@@ -130,7 +140,7 @@ export class FileDevice implements BlockDevice {
   *extents(offset: number, length: number): Generator<Extent> {
     checkRange(offset, length, this.size);
     const end = offset + length;
-    for (let at = offset; at < end; ) {
+    for (let at = offset; at < end;) {
       const run = hostRunAt(this.descriptor, at, this.size);
       const runEnd = Math.min(run.end, end);
       yield {

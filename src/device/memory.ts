@@ -6,6 +6,7 @@ import type { BlockDevice, Extent, WriteZeroesOptions } from './block-device.ts'
 /** A buffer as a device: reads and writes go to the bytes that it was given. */
 export class MemoryDevice implements BlockDevice {
   readonly readOnly = false;
+  /** The bytes themselves; writes change them. */
   readonly bytes: Uint8Array;
 
   constructor(bytes: Uint8Array) {

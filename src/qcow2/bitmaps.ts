@@ -22,8 +22,9 @@ export interface BitmapInfo extends BitmapEntry {
 
 /** A run of the disk that a bitmap marks. */
 export interface DirtyRange {
-  /** Bytes. */
+  /** First byte. */
   offset: number;
+  /** Bytes. */
   length: number;
 }
 

@@ -52,8 +52,11 @@ export function readHeader(file: BlockDevice): Qcow2Header {
 
 /** An open qcow2 image. As a device it is the active disk, backing chain included. */
 export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
+  /** Tells it from a raw image. */
   readonly format = 'qcow2';
+  /** Path that it was opened by. */
   readonly path: string;
+  /** The header, decoded. */
   readonly header: Qcow2Header;
   /** The image's own file. */
   readonly file: BlockDevice;

@@ -61,6 +61,7 @@ export function findSnapshot(
 
 /** The disk as it was when a snapshot was taken. Closing it leaves the image open. */
 export class Qcow2Snapshot extends GuestDisk {
+  /** Its row of the snapshot table. */
   readonly info: SnapshotRow;
 
   /** @throws {Qcow2Error} `CORRUPT` or `TOO_LARGE` if the snapshot's L1 table cannot be right */
@@ -72,7 +73,10 @@ export class Qcow2Snapshot extends GuestDisk {
     this.info = info;
   }
 
-  /** The saved state of the virtual machine: a device of `info.vmStateSize` bytes. */
+  /**
+   * The saved state of the virtual machine: a device of `info.vmStateSize` bytes.
+   * @throws {Qcow2Error} `CORRUPT` if the snapshot's L1 table does not reach it
+   */
   openVmState(): BlockDevice {
     const { l1Size, l1TableOffset, vmStateSize } = this.info;
     const { clusterSize, l2Entries } = this.context.header;

@@ -87,7 +87,9 @@ function imageWorkerUrl(): URL {
 export class AsyncDevice {
   /** Bytes. */
   readonly size: number;
+  /** The thread that holds the device open. */
   protected readonly worker: ImageWorker;
+  /** The device's number in that thread. */
   protected readonly handle: DeviceHandle;
 
   /** Devices are made by {@link openImage} and {@link AsyncImage.openSnapshot}. */
@@ -147,7 +149,9 @@ export class AsyncDevice {
 
 /** An image that a worker thread holds open. As a device it is the active disk. */
 export class AsyncImage extends AsyncDevice {
+  /** Path that it was opened by. */
   readonly path: string;
+  /** Format of the image. */
   readonly format: ImageSummary['format'];
 
   /** Images are opened by {@link openImage}. */

@@ -60,30 +60,45 @@ export const CRYPT_METHODS = ['none', 'AES', 'LUKS'] as const;
 
 /** A header, decoded and checked. */
 export interface Qcow2Header {
+  /** Version of the format. */
   version: 2 | 3;
+  /** Clusters have 2^clusterBits bytes; 9 to 21. */
   clusterBits: number;
   /** Bytes. */
   clusterSize: number;
   /** Disk size in bytes, a multiple of 512 (QEMU rounds the field down). */
   size: number;
+  /** How guest data is encrypted. */
   encryption: (typeof CRYPT_METHODS)[number];
   /** Entries of the active L1 table. */
   l1Size: number;
   /** Entries that the disk size needs; those after it describe VM state. */
   l1SizeNeeded: number;
+  /** Host offset of the active L1 table in bytes. */
   l1TableOffset: number;
+  /** Host offset of the refcount table in bytes. */
   refcountTableOffset: number;
+  /** Clusters that the refcount table occupies. */
   refcountTableClusters: number;
   /** Refcounts have 2^refcountOrder bits. */
   refcountOrder: number;
+  /** Internal snapshots in the snapshot table. */
   snapshotCount: number;
+  /** Host offset of the snapshot table in bytes. */
   snapshotsOffset: number;
+  /** Feature bits that a reader must know. */
   incompatibleFeatures: bigint;
+  /** Feature bits that a reader may ignore. */
   compatibleFeatures: bigint;
+  /** Feature bits that a writer clears unless it maintains what they promise. */
   autoclearFeatures: bigint;
+  /** Refcounts may be stale. */
   isDirty: boolean;
+  /** A structure is damaged; the image must not be written. */
   isCorrupt: boolean;
+  /** Refcounts may be updated late. */
   hasLazyRefcounts: boolean;
+  /** L2 entries describe subclusters. */
   hasExtendedL2: boolean;
   /** Guest data is in the external data file. */
   hasExternalDataFile: boolean;
@@ -91,7 +106,9 @@ export interface Qcow2Header {
   isDataFileRaw: boolean;
   /** The bitmaps extension can be trusted. */
   areBitmapsValid: boolean;
+  /** How compressed clusters are compressed. */
   compressionType: CompressionType;
+  /** Bytes of the header without its extensions. */
   headerLength: number;
   /** Bytes of one L2 entry: 8, or 16 with extended L2 entries. */
   l2EntrySize: 8 | 16;
@@ -99,6 +116,7 @@ export interface Qcow2Header {
   l2Entries: number;
   /** Name of the backing file as the image has it. */
   backingFile: string | undefined;
+  /** What the header extensions say. */
   extensions: HeaderExtensions;
 }
 

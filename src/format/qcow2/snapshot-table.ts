@@ -30,9 +30,11 @@ export interface SnapshotRow {
   name: string;
   /** Entries of its L1 table. */
   l1Size: number;
+  /** Host offset of its L1 table in bytes. */
   l1TableOffset: number;
-  /** When it was taken, in seconds since 1970 and nanoseconds. */
+  /** When it was taken, in seconds since 1970. */
   dateSeconds: number;
+  /** The part of that time below a second, in nanoseconds. */
   dateNanoseconds: number;
   /** How long the guest had run, in nanoseconds. */
   vmClockNanoseconds: bigint;
