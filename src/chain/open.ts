@@ -190,7 +190,8 @@ function backingRequest(
   const reference = parseReference(name, file.path);
   const role = { role: 'backing file', referrer: file.path } as const;
   const path = permittedPath(reference, role, policyOf(options, root));
-  const declared = header.extensions.backingFormat ?? reference.format ?? options.backingFormat;
+  // An empty name declares nothing either.
+  const declared = header.extensions.backingFormat || (reference.format ?? options.backingFormat);
   if (declared === undefined) {
     throw new Qcow2Error('REFUSED', `the format of ${quote(name)} is not declared`, {
       file: file.path,

@@ -110,7 +110,21 @@ function readImage(path: string): PartReport[] {
           using snapshot = image.openSnapshot(id);
           return readDevice(snapshot);
         });
+        attempt(parts, `VM state ${id}`, () => {
+          using state = image.openSnapshot(id).openVmState();
+          return readDevice(state);
+        });
       }
+      attempt(parts, 'bitmaps', () => {
+        for (const bitmap of image.bitmaps.slice(0, 4)) {
+          if (bitmap.isInconsistent) continue;
+          for (const { offset, length } of image.dirtyRanges(bitmap.name)) {
+            const isInside = offset >= 0 && length > 0 && offset + length <= image.size;
+            if (!isInside) throw new Error(`range at ${offset} of ${length} bytes`);
+          }
+        }
+        return {};
+      });
       attempt(parts, 'check', () => {
         checkImage(image);
         return {};

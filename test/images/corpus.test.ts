@@ -7,7 +7,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { openImage } from '../../src/chain/open.ts';
 import type { BlockDevice } from '../../src/device/block-device.ts';
 import { Qcow2Error } from '../../src/errors.ts';
-import { checkImage } from '../../src/operations/check.ts';
+import { checkImage, openForCheck } from '../../src/operations/check.ts';
 import { sharedTemporaryDirectory } from '../support/temp.ts';
 import { corpusImages, strayFiles, unpackImage } from './corpus.ts';
 import type { ExpectedSnapshot, Sidecar } from './corpus.ts';
@@ -52,6 +52,15 @@ function readDisk(path: string): Attempt {
   });
 }
 
+/** The same, after listing snapshots and bitmaps, which QEMU does when it opens an image. */
+function readAll(path: string): Attempt {
+  return attempt(() => {
+    using image = openImage(path, { format: 'qcow2' });
+    if (image.format === 'qcow2') expect([image.snapshots, image.bitmaps]).toHaveLength(2);
+    return hashRange(image, 0, sizeForQemu(image));
+  });
+}
+
 function readSnapshot(path: string, { id, size }: ExpectedSnapshot): Attempt {
   return attempt(() => {
     using image = openImage(path, { format: 'qcow2' });
@@ -83,7 +92,7 @@ function expectRefusal(actual: Attempt, { deviation, expect: { soundSha256 } }: 
 }
 
 function checkFile(path: string): unknown {
-  using image = openImage(path, { format: 'qcow2' });
+  using image = openForCheck(path, { format: 'qcow2' });
   if (image.format !== 'qcow2') throw new Error('it was opened as qcow2');
   return checkImage(image);
 }
@@ -114,7 +123,7 @@ describe.each(corpusImages().map((image) => [image.name, image] as const))('%s',
   const { sha256, ranges, snapshots = [], check } = sidecar.expect;
   if (sha256 === null || sidecar.deviation !== undefined) {
     it(`is refused: ${sidecar.deviation?.reason ?? sidecar.expect.refusal ?? ''}`, () => {
-      expectRefusal(readDisk(path), sidecar);
+      expectRefusal(readAll(path), sidecar);
     });
   } else if (sha256 !== undefined) {
     it('reads as QEMU reads it', () => {
@@ -122,12 +131,14 @@ describe.each(corpusImages().map((image) => [image.name, image] as const))('%s',
     });
   }
 
-  it.runIf(ranges)('reads as QEMU reads it, in places', () => {
-    using device = openImage(path, { format: 'qcow2' });
-    for (const { offset, length, ...range } of ranges ?? []) {
-      expect(hashRange(device, offset, length), `at ${offset}`).toBe(range.sha256);
-    }
-  });
+  if (ranges !== undefined) {
+    it('reads as QEMU reads it, in places', () => {
+      using device = openImage(path, { format: 'qcow2' });
+      for (const { offset, length, ...range } of ranges) {
+        expect(hashRange(device, offset, length), `at ${offset}`).toBe(range.sha256);
+      }
+    });
+  }
 
   it.each(snapshots)('snapshot $id is as QEMU goes back to it', (snapshot) => {
     const actual = readSnapshot(path, snapshot);
@@ -135,18 +146,26 @@ describe.each(corpusImages().map((image) => [image.name, image] as const))('%s',
     else expectRefusal(actual, sidecar);
   });
 
-  it.runIf(check)('is checked as QEMU checks it', () => {
-    const counts: Partial<typeof check> = { ...check };
-    delete counts.exitCode;
-    let error: Qcow2Error | undefined;
-    try {
-      expect(checkFile(path)).toMatchObject(counts);
-    } catch (thrown) {
-      if (!(thrown instanceof Qcow2Error)) throw thrown;
-      error = thrown;
-    }
-    // Without a document, QEMU could not open the image.
-    if ('check-errors' in counts) expect(error).toBeUndefined();
-    else expect(error).toBeInstanceOf(Qcow2Error);
-  });
+  if (check !== undefined) {
+    it('is checked as QEMU checks it', () => {
+      const counts: Partial<typeof check> = { ...check };
+      delete counts.exitCode;
+      const couldBeChecked = 'check-errors' in counts;
+      let error: Qcow2Error | undefined;
+      try {
+        expect(checkFile(path)).toMatchObject(couldBeChecked ? counts : {});
+      } catch (thrown) {
+        if (!(thrown instanceof Qcow2Error)) throw thrown;
+        error = thrown;
+      }
+      if (sidecar.deviation !== undefined && error !== undefined) {
+        expect(error.code).toBe(sidecar.deviation.code);
+      } else if (couldBeChecked) {
+        expect(error).toBeUndefined();
+      } else if (!sidecar.features.includes('encryption')) {
+        // QEMU needs the key even to check; the tables are in the clear.
+        expect(error).toBeInstanceOf(Qcow2Error);
+      }
+    });
+  }
 });
