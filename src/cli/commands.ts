@@ -12,6 +12,8 @@ interface CommandModule {
 const COMMANDS: Readonly<Record<string, () => Promise<CommandModule>>> = {
   compare: () => import('./commands/compare.ts'),
   convert: () => import('./commands/convert.ts'),
+  info: () => import('./commands/info.ts'),
+  map: () => import('./commands/map.ts'),
   mount: () => import('./commands/mount.ts'),
   unmount: () => import('./commands/unmount.ts'),
   mounts: () => import('./commands/mounts.ts'),

@@ -16,7 +16,10 @@ export type ExtentKind =
   | 'compressed'
   /** Known to read as zeroes by an entry that says so; may have host space reserved. */
   | 'zero'
-  /** Allocated nowhere in the chain; reads as zeroes. */
+  /**
+   * Allocated nowhere in the chain; reads as zeroes. It is `present` all the same where it lies past
+   * the end of a shorter backing file, whose depth it then has.
+   */
   | 'hole';
 
 /** A run of bytes of a device that are stored in the same way. */

@@ -280,7 +280,7 @@ export class GuestDisk extends ReadOnlyDevice {
     // What lies past the end of a shorter backing file reads as zeroes because of that file.
     if (inBacking < length) {
       const rest = { offset: offset + inBacking, length: length - inBacking };
-      yield { ...rest, kind: 'zero', zero: true, present: true, depth: 1 };
+      yield { ...rest, kind: 'hole', zero: true, present: true, depth: 1 };
     }
   }
 }

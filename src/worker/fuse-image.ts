@@ -11,6 +11,9 @@ import { imageTree } from '../export/fuse/image-tree.ts';
 import type { ImageParts, ImageTree } from '../export/fuse/image-tree.ts';
 import { readPartitionTable } from '../format/partition/index.ts';
 import type { PartitionTable } from '../format/partition/index.ts';
+import { formatMapJson } from '../operations/format-map.ts';
+import { imageInfo } from '../operations/info.ts';
+import { mapImage } from '../operations/map.ts';
 import type { ImageRequest, ImageSummary, MountRequest } from './fuse-request.ts';
 
 /** An image that is open, and its tree. */
@@ -46,7 +49,7 @@ function openParts(request: ImageRequest): { parts: ImageParts; format: string }
   const image = openImage(path, options);
   const layers = layersOf(image);
   const storedBytes = layers.reduce((sum, layer) => sum + allocatedBytes(layer.path), 0);
-  const common = { storedBytes, texts: {} };
+  const common = { storedBytes, texts: textsOf(image) };
   if (snapshot !== undefined || partition !== undefined) {
     const disk = openDevice(path, {
       ...options,
@@ -69,6 +72,14 @@ function openParts(request: ImageRequest): { parts: ImageParts; format: string }
         : layers.map((layer) => ({ name: basename(layer.path), device: layer })).reverse(),
   };
   return { parts, format: image.format };
+}
+
+/** What `info` and `map` print of the image, made when somebody looks. */
+function textsOf(image: Image): ImageParts['texts'] {
+  return {
+    'info.json': () => [`${JSON.stringify(imageInfo(image), null, 4)}\n`],
+    'map.json': () => formatMapJson(mapImage(image)),
+  };
 }
 
 const NO_TABLE: PartitionTable = {

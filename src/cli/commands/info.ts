@@ -1,0 +1,69 @@
+/** `qcow2 info`: what an image says about itself. */
+
+import { openImage } from '../../chain/open.ts';
+import { formatInfo } from '../../operations/format-info.ts';
+import { chainInfo, imageInfo } from '../../operations/info.ts';
+import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
+import { formatOption, IMAGE_FORMATS } from '../image-options.ts';
+import { formatSize } from '../size.ts';
+
+export const command: CommandDefinition = {
+  name: 'info',
+  summary: 'show what an image says about itself',
+  operands: 'IMAGE',
+  operandCount: [1, 1],
+  details:
+    'Backing files are only opened for --backing-chain, and may be missing otherwise. The disk ' +
+    'size is what the files of the image take on the host.',
+  examples: ['qcow2 info disk.qcow2', 'qcow2 info --output=json --backing-chain overlay.qcow2'],
+  options: {
+    format: {
+      kind: 'value',
+      short: 'f',
+      placeholder: 'FORMAT',
+      description: 'format of the image (default: probed)',
+      choices: IMAGE_FORMATS,
+    },
+    output: {
+      kind: 'value',
+      placeholder: 'FORMAT',
+      description: 'text for people or JSON (default human)',
+      choices: ['human', 'json'],
+    },
+    'backing-chain': { kind: 'flag', description: 'describe the backing files too' },
+    'backing-format': {
+      kind: 'value',
+      placeholder: 'FORMAT',
+      description: 'format of backing files that do not declare theirs',
+      choices: IMAGE_FORMATS,
+    },
+    'allow-protocol-names': {
+      kind: 'flag',
+      description: 'open backing files with file: and json: names',
+    },
+    'force-share': {
+      kind: 'flag',
+      short: 'U',
+      description: 'read images that are in use; always so here',
+    },
+  },
+  run,
+};
+
+function run(args: ParsedArguments, io: CommandIo): number {
+  const [path = ''] = args.operands;
+  const isChain = args.flag('backing-chain');
+  using image = openImage(path, {
+    ...formatOption(args.value('format')),
+    backingFormat: formatOption(args.value('backing-format')).format,
+    allowProtocolNames: args.flag('allow-protocol-names'),
+    withoutBacking: !isChain,
+  });
+  const documents = isChain ? chainInfo(image) : [imageInfo(image)];
+  if (args.value('output') === 'json') {
+    io.stdout(`${JSON.stringify(isChain ? documents : documents[0], null, 4)}\n`);
+  } else {
+    io.stdout(documents.map((document) => formatInfo(document, formatSize)).join('\n'));
+  }
+  return 0;
+}
