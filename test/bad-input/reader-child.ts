@@ -108,11 +108,9 @@ function readImage(path: string): PartReport[] {
       for (const { id } of image.snapshots.slice(0, 4)) {
         attempt(parts, `snapshot ${id}`, () => {
           using snapshot = image.openSnapshot(id);
-          return readDevice(snapshot);
-        });
-        attempt(parts, `VM state ${id}`, () => {
-          using state = image.openSnapshot(id).openVmState();
-          return readDevice(state);
+          const result = readDevice(snapshot);
+          if (snapshot.info.vmStateSize > 0) readDevice(snapshot.openVmState());
+          return result;
         });
       }
       attempt(parts, 'bitmaps', () => {
