@@ -1,0 +1,144 @@
+/** Holds the stored refcounts against the references that were counted. */
+
+import { PAGE_CLUSTERS } from './reference-counts.ts';
+import type { ReferenceCounts } from './reference-counts.ts';
+import type { References } from './references.ts';
+import type { CheckReport } from './report.ts';
+import type { StoredRefcounts } from './stored-refcounts.ts';
+
+/** What refcounts are compared with each other. */
+export interface RefcountComparison {
+  references: References;
+  stored: StoredRefcounts;
+  report: CheckReport;
+}
+
+/** Counts the refcount blocks themselves, and checks where they are. */
+export function checkRefcountBlocks({ references, stored, report }: RefcountComparison): void {
+  const { counts, clusterSize } = references;
+  for (let index = 0; index < stored.presentEntries; index++) {
+    const { offset, hasReservedBits, isAligned } = stored.entry(index);
+    if (hasReservedBits) {
+      report.corruption(() => `ERROR refcount table entry ${index} has reserved bits set`);
+    } else if (!isAligned) {
+      report.corruption(
+        () =>
+          `ERROR refcount block ${index} is not cluster aligned; refcount table entry corrupted`,
+      );
+    } else if (offset / clusterSize >= counts.clusterCount) {
+      report.corruption(() => `ERROR refcount block ${index} is outside image`);
+    } else if (offset !== 0) {
+      references.add({ offset, length: clusterSize });
+      const count = counts.get(offset / clusterSize);
+      if (count !== 1) {
+        report.corruption(() => `ERROR refcount block ${index} refcount=${count}`);
+      }
+    }
+  }
+}
+
+const NO_COUNTS = new Uint16Array(PAGE_CLUSTERS);
+
+/** Stands for blocks that are not there. */
+const EMPTY_BLOCK = { counts: NO_COUNTS, exact: () => 0n };
+
+/**
+ * Compares all refcounts and reports those that differ.
+ * @returns the last cluster that is in use or counted as being in use
+ */
+export function compareRefcounts({ references, stored, report }: RefcountComparison): number {
+  const { counts } = references;
+  const { clusterCount } = counts;
+  const { blockEntries } = stored;
+  const pageCopy = new Uint16Array(PAGE_CLUSTERS);
+  let highest = 0;
+  let isSignalled = false;
+  let page: Uint16Array = NO_COUNTS;
+  let pageIndex = -1;
+  let block: { counts: Uint16Array; exact(index: number): bigint } = EMPTY_BLOCK;
+  let blockIndex = -1;
+  let isReadable = true;
+  let end: number;
+  for (let start = 0; start < clusterCount; start = end) {
+    const startPage = Math.floor(start / PAGE_CLUSTERS);
+    const startBlock = Math.floor(start / blockEntries);
+    const pageEnd = Math.min((startPage + 1) * PAGE_CLUSTERS, clusterCount);
+    end = Math.min((startBlock + 1) * blockEntries, pageEnd);
+    if (!stored.hasBlock(startBlock) && !counts.hasPage(startPage)) {
+      if (startBlock >= stored.presentEntries) end = pageEnd;
+      continue;
+    }
+    if (startPage !== pageIndex) {
+      pageIndex = startPage;
+      page = pageOf(counts, pageIndex, pageCopy);
+    }
+    if (startBlock !== blockIndex) {
+      blockIndex = startBlock;
+      const isThere = stored.hasBlock(blockIndex);
+      isReadable = !isThere || stored.entry(blockIndex).isAligned;
+      block = isThere && isReadable ? stored.decode(blockIndex) : EMPTY_BLOCK;
+    }
+    if (!isReadable) {
+      if (!isSignalled) signalUnaligned(report, stored, blockIndex);
+      isSignalled = true;
+      for (let cluster = start; cluster < end; cluster++) {
+        report.checkError(() => `Can't get refcount for cluster ${cluster}: Input/output error`);
+      }
+      continue;
+    }
+    const pageAt = start - startPage * PAGE_CLUSTERS;
+    const blockAt = block === EMPTY_BLOCK ? pageAt : start - startBlock * blockEntries;
+    const length = end - start;
+    const counted = page.subarray(pageAt, pageAt + length);
+    const storedCounts = block.counts.subarray(blockAt, blockAt + length);
+    const last = lastInUse(counted, storedCounts);
+    if (last >= 0) highest = start + last;
+    // One memcmp for each page of a sound image.
+    if (!counts.hasLarge && equal(counted, storedCounts)) continue;
+    for (let at = 0; at <= last; at++) {
+      if (counted[at] === storedCounts[at] && counted[at] !== 0xffff) continue;
+      const cluster = start + at;
+      const refcount = block.exact(blockAt + at);
+      const reference = BigInt(counts.get(cluster));
+      if (refcount === reference) continue;
+      const what = refcount < reference ? 'ERROR' : 'Leaked';
+      const message = (): string =>
+        `${what} cluster ${cluster} refcount=${refcount} reference=${reference}`;
+      if (refcount < reference) report.corruption(message);
+      else report.leak(message);
+    }
+  }
+  return highest;
+}
+
+function pageOf(counts: ReferenceCounts, pageIndex: number, copy: Uint16Array): Uint16Array {
+  const dense = counts.densePage(pageIndex);
+  if (dense !== undefined) return dense;
+  if (!counts.hasPage(pageIndex)) return NO_COUNTS;
+  counts.copyPage(pageIndex, copy);
+  return copy;
+}
+
+function equal(a: Uint16Array, b: Uint16Array): boolean {
+  return bytesOf(a).equals(bytesOf(b));
+}
+
+function bytesOf(counts: Uint16Array): Buffer {
+  return Buffer.from(counts.buffer, counts.byteOffset, counts.byteLength);
+}
+
+function lastInUse(a: Uint16Array, b: Uint16Array): number {
+  let at = a.length - 1;
+  while (at >= 0 && a[at] === 0 && b[at] === 0) at--;
+  return at;
+}
+
+function signalUnaligned(report: CheckReport, stored: StoredRefcounts, index: number): void {
+  const { offset } = stored.entry(index);
+  report.remark(
+    () =>
+      `qcow2: Image is corrupt: Refblock offset 0x${BigInt(offset).toString(16)} unaligned ` +
+      `(reftable index: ${index === 0 ? '0' : `0x${index.toString(16)}`}); further non-fatal ` +
+      'corruption events will be suppressed',
+  );
+}

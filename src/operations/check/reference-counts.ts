@@ -1,0 +1,105 @@
+/**
+ * How often each host cluster is referred to, counted in memory.
+ *
+ * Counts are kept in pages of 16-bit numbers. A page starts as a map of the few clusters of it
+ * that are in use, so that a sparse file, however large, costs memory only for its references.
+ */
+
+/** Clusters of a page, as a power of two. */
+export const PAGE_BITS = 15;
+/** Clusters of a page. */
+export const PAGE_CLUSTERS = 2 ** PAGE_BITS;
+const PAGE_MASK = PAGE_CLUSTERS - 1;
+/** Entries at which a map becomes an array. */
+const MAX_MAP_ENTRIES = 64;
+/** Counts from here on are in a map of their own. */
+const LARGE = 0xffff;
+
+/** Reference counts by cluster index. */
+export class ReferenceCounts {
+  /** Clusters that are looked at: those of the file, and those after it that are referred to. */
+  clusterCount: number;
+  /** Largest count that a refcount of this image can hold. */
+  readonly maximum: number;
+  /** Counts that may be stored in an array without {@link add}. */
+  readonly directMaximum: number;
+  /** Whether any cluster was counted twice. */
+  hasShared = false;
+  readonly #pages: (Uint16Array | Map<number, number> | undefined)[] = [];
+  readonly #large = new Map<number, number>();
+
+  constructor(clusterCount: number, refcountOrder: number) {
+    this.clusterCount = clusterCount;
+    this.maximum = 2 ** (2 ** refcountOrder) - 1;
+    this.directMaximum = Math.min(this.maximum, LARGE - 1);
+  }
+
+  /** Whether there are counts that an array of 16-bit numbers does not hold. */
+  get hasLarge(): boolean {
+    return this.#large.size > 0;
+  }
+
+  /** The page as an array of counts, where it is one already. */
+  densePage(pageIndex: number): Uint16Array | undefined {
+    const page = this.#pages[pageIndex];
+    return page instanceof Uint16Array ? page : undefined;
+  }
+
+  /** Whether a page has any counts. */
+  hasPage(pageIndex: number): boolean {
+    return this.#pages[pageIndex] !== undefined;
+  }
+
+  /** Writes the counts of a page into an array of {@link PAGE_CLUSTERS} numbers. */
+  copyPage(pageIndex: number, target: Uint16Array): void {
+    const page = this.#pages[pageIndex];
+    if (page instanceof Uint16Array) {
+      target.set(page);
+      return;
+    }
+    target.fill(0);
+    for (const [index, count] of page ?? []) target[index] = count;
+  }
+
+  /** The count of a cluster. */
+  get(cluster: number): number {
+    const page = this.#pages[Math.floor(cluster / PAGE_CLUSTERS)];
+    if (page === undefined) return 0;
+    const index = cluster & PAGE_MASK;
+    const count = (page instanceof Uint16Array ? page[index] : page.get(index)) ?? 0;
+    return count === LARGE ? this.#large.get(cluster)! : count;
+  }
+
+  /**
+   * Counts references to a cluster.
+   * @returns how many of them the refcounts of this image could not hold
+   */
+  add(cluster: number, weight: number): number {
+    if (cluster >= this.clusterCount) this.clusterCount = cluster + 1;
+    const before = this.get(cluster);
+    if (before !== 0 || weight > 1) this.hasShared = true;
+    const after = Math.min(before + weight, this.maximum);
+    this.#set(cluster, after);
+    return before + weight - after;
+  }
+
+  #set(cluster: number, count: number): void {
+    const pageIndex = Math.floor(cluster / PAGE_CLUSTERS);
+    const index = cluster & PAGE_MASK;
+    if (count >= LARGE) this.#large.set(cluster, count);
+    const stored = Math.min(count, LARGE);
+    const page = this.#pages[pageIndex];
+    if (page instanceof Uint16Array) {
+      page[index] = stored;
+    } else if (page === undefined) {
+      this.#pages[pageIndex] = new Map([[index, stored]]);
+    } else {
+      page.set(index, stored);
+      if (page.size > MAX_MAP_ENTRIES) {
+        const dense = new Uint16Array(PAGE_CLUSTERS);
+        for (const [at, value] of page) dense[at] = value;
+        this.#pages[pageIndex] = dense;
+      }
+    }
+  }
+}
