@@ -8,7 +8,6 @@
 import { openImage } from '../chain/open.ts';
 import type { Image, OpenImageOptions } from '../chain/open.ts';
 import { Qcow2Error } from '../errors.ts';
-import { encryptedError } from '../format/qcow2/header.ts';
 import type { Qcow2Header } from '../format/qcow2/header.ts';
 import type { Qcow2Image } from '../qcow2/image.ts';
 import { checkBitmaps } from './check/bitmaps.ts';
@@ -94,8 +93,6 @@ export function checkImage(image: Qcow2Image, { onProblem }: CheckOptions = {}):
 function checkMetadata(image: Qcow2Image, report: CheckReport): number {
   const { header } = image;
   const { clusterSize, refcountOrder } = header;
-  // QEMU does not check them either without their key.
-  if (header.encryption !== 'none') throw encryptedError(header.encryption);
   const file = new MetadataFile(image.file);
   if (file.size / clusterSize > MAX_HOST_CLUSTERS) {
     throw new Qcow2Error('TOO_LARGE', `the file has more than ${MAX_HOST_CLUSTERS} clusters`, {
