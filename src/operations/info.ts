@@ -55,7 +55,7 @@ export interface ImageInfo {
   /** Bytes. */
   'cluster-size'?: number;
   format: string;
-  /** Bytes that the files take on the host. */
+  /** Bytes that the image's own file takes on the host; not those of an external data file. */
   'actual-size': number;
   'format-specific'?: { type: 'qcow2'; data: Qcow2Document };
   encrypted?: true;
@@ -97,7 +97,7 @@ export function imageInfo(image: Image, filename: string = image.path): ImageInf
     filename,
     'cluster-size': header.clusterSize,
     format: image.format,
-    'actual-size': storedBytes(image.file) + storedBytes(image.dataFile?.device),
+    'actual-size': storedBytes(image.file),
     'format-specific': { type: 'qcow2', data: describeFormat(image) },
     ...(header.encryption === 'none' ? {} : { encrypted: true }),
     ...(backingFile === undefined
@@ -122,7 +122,8 @@ export function chainInfo(image: Image): ImageInfo[] {
   return documents;
 }
 
-function storedBytes(device: BlockDevice | undefined): number {
+/** As QEMU counts: an external data file is not among it. */
+function storedBytes(device: BlockDevice): number {
   return device instanceof FileDevice ? device.allocatedSize : 0;
 }
 

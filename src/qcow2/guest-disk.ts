@@ -10,6 +10,7 @@ import { Qcow2Error } from '../errors.ts';
 import type { Qcow2Header } from '../format/qcow2/header.ts';
 import { encryptedError } from '../format/qcow2/header.ts';
 import type { ClusterCache } from './cluster-cache.ts';
+import { assert } from '../util/assert.ts';
 import { Mapping, NO_HOST_OFFSET, RunKind } from './mapping.ts';
 import type { L1Location } from './mapping.ts';
 import type { TableCache } from './table-cache.ts';
@@ -202,6 +203,7 @@ export class GuestDisk extends ReadOnlyDevice {
 
   *#rawExtents(offset: number, length: number): Generator<Extent> {
     const end = offset + length;
+    const hostRuns = new HostRuns(this.context.dataFile);
     for (let at = offset; at < end;) {
       try {
         this.#lookup(at, end - at);
@@ -215,7 +217,7 @@ export class GuestDisk extends ReadOnlyDevice {
         hostOffset === NO_HOST_OFFSET ? {} : { hostOffset, hostFile: this.context.dataPath };
       switch (kind) {
         case RunKind.DATA:
-          yield* this.#dataExtents(at, runLength, hostOffset);
+          yield* this.#dataExtents(at, runLength, hostOffset, hostRuns);
           break;
         case RunKind.ZERO:
           yield { ...range, kind: 'zero', zero: true, present: true, depth: 0, ...host };
@@ -224,14 +226,19 @@ export class GuestDisk extends ReadOnlyDevice {
           yield { ...range, kind: 'compressed', zero: false, present: true, depth: 0 };
           break;
         case RunKind.UNALLOCATED:
-          yield* this.#backingExtents(at, runLength);
+          yield* this.#backingExtents(range, host);
           break;
       }
       at += runLength;
     }
   }
 
-  *#dataExtents(offset: number, length: number, hostOffset: number): Generator<Extent> {
+  *#dataExtents(
+    offset: number,
+    length: number,
+    hostOffset: number,
+    hostRuns: HostRuns,
+  ): Generator<Extent> {
     const { dataFile, dataPath } = this.context;
     const whole: Extent = {
       offset,
@@ -248,15 +255,17 @@ export class GuestDisk extends ReadOnlyDevice {
       yield whole;
       return;
     }
-    for (const run of dataFile.extents(hostOffset, inFile)) {
-      const shift = run.offset - hostOffset;
+    for (let done = 0; done < inFile;) {
+      const run = hostRuns.at(hostOffset + done);
+      const count = Math.min(inFile, run.offset + run.length - hostOffset) - done;
       yield {
         ...whole,
-        offset: offset + shift,
-        length: run.length,
+        offset: offset + done,
+        length: count,
         zero: run.zero,
-        hostOffset: run.offset,
+        hostOffset: hostOffset + done,
       };
+      done += count;
     }
     if (inFile < length) {
       const rest = { offset: offset + inFile, length: length - inFile };
@@ -264,9 +273,21 @@ export class GuestDisk extends ReadOnlyDevice {
     }
   }
 
-  *#backingExtents(offset: number, length: number): Generator<Extent> {
+  /** What is behind an unallocated run, for which host space may be reserved all the same. */
+  *#backingExtents(
+    { offset, length }: { offset: number; length: number },
+    host: Pick<Extent, 'hostOffset' | 'hostFile'>,
+  ): Generator<Extent> {
     const { backing } = this.context;
-    const hole: Extent = { offset, length, kind: 'hole', zero: true, present: false, depth: 0 };
+    const hole: Extent = {
+      offset,
+      length,
+      kind: 'hole',
+      zero: true,
+      present: false,
+      depth: 0,
+      ...host,
+    };
     if (backing === undefined) {
       yield hole;
       return;
@@ -279,8 +300,31 @@ export class GuestDisk extends ReadOnlyDevice {
     }
     // What lies past the end of a shorter backing file reads as zeroes because of that file.
     if (inBacking < length) {
-      const rest = { offset: offset + inBacking, length: length - inBacking };
-      yield { ...rest, kind: 'hole', zero: true, present: true, depth: 1 };
+      const rest = { ...hole, offset: offset + inBacking, length: length - inBacking };
+      if (host.hostOffset !== undefined) rest.hostOffset = host.hostOffset + inBacking;
+      yield { ...rest, present: true, depth: 1 };
     }
+  }
+}
+
+/** The runs of a host file that a walk comes by; the last one is kept, for it may be a long hole. */
+class HostRuns {
+  readonly #file: BlockDevice;
+  #run: Extent | undefined;
+
+  constructor(file: BlockDevice) {
+    this.#file = file;
+  }
+
+  /** The run that the byte at `offset` is in. The file is longer than that. */
+  at(offset: number): Extent {
+    const known = this.#run;
+    if (known !== undefined && offset >= known.offset && offset < known.offset + known.length) {
+      return known;
+    }
+    const [run] = this.#file.extents(offset, this.#file.size - offset);
+    assert(run !== undefined, 'a file has a run at every offset');
+    this.#run = run;
+    return run;
   }
 }

@@ -14,7 +14,7 @@ export const command: CommandDefinition = {
   operandCount: [1, 1],
   details:
     'Backing files are only opened for --backing-chain, and may be missing otherwise. The disk ' +
-    'size is what the files of the image take on the host.',
+    'size is what the file takes on the host, without an external data file.',
   examples: ['qcow2 info disk.qcow2', 'qcow2 info --output=json --backing-chain overlay.qcow2'],
   options: {
     format: {
