@@ -65,8 +65,10 @@ function makeQcow2(path: string, layer: Layer, backing: MadeChain | undefined): 
     if (operation.kind === 'snapshot') {
       if (!limits.hasSnapshots || snapshots.length >= limits.maxSnapshots) continue;
       flush();
-      snapshots.push(`s${snapshots.length}`);
-      qemuImg('snapshot', '-c', snapshots.at(-1)!, path);
+      // QEMU itself refuses where its counts are full.
+      const name = `s${snapshots.length}`;
+      const { exitCode } = tryRun('qemu-img', ['snapshot', '-c', name, path]);
+      if (exitCode === 0) snapshots.push(name);
     } else if (operation.kind === 'compress') {
       if (limits.dataFile === 'none')
         pending.push(...compressCommands(operation, limits.clusterBits, layer.size));

@@ -66,7 +66,7 @@ function operations(): fc.Arbitrary<Operation[]> {
       { weight: 6, arbitrary: range },
       { weight: 3, arbitrary: compress },
       { weight: 1, arbitrary: snapshot },
-    ) as fc.Arbitrary<Operation>,
+    ),
     { maxLength: 10 },
   );
 }
