@@ -158,13 +158,13 @@ export class MappingCheck {
     const highLimit = 2 ** (clusterBits - 1);
     const highShift = 32 - clusterBits;
     const clusterLimit = Math.ceil(this.#references.fileSize / clusterSize);
+    const pastLow = 2 ** (32 - clusterBits);
     const oddHigh = EntryFlag.COMPRESSED | L2_RESERVED_HIGH;
     const oddLow = (clusterSize - 1) & ~READS_ZERO;
     const weight = use.total;
     const scan = new L2Scan(use);
     let page: Uint16Array | undefined;
     let pageIndex = -1;
-    let seen = weight > 1 ? 1 : 0;
     let copied = -1;
     let allocated = 0;
     let fragmented = 0;
@@ -183,25 +183,33 @@ export class MappingCheck {
         continue;
       }
       copied &= high;
-      allocated++;
+      // Most clusters are stored one after the other: then the next entries need no decoding.
+      const runLimit = Math.min(clusterLimit - cluster, pastLow - (low >>> clusterBits));
+      let run = 1;
+      let nextLow = (low + clusterSize) | 0;
+      while (run < runLimit && words[at + 2] === high && words[at + 3] === nextLow) {
+        nextLow = (nextLow + clusterSize) | 0;
+        run++;
+        at += 2;
+      }
+      allocated += run;
       if (cluster !== next && next !== 0) fragmented++;
-      next = cluster + 1;
+      next = cluster + run;
+      if (run > 1) {
+        this.#references.addRun({ first: cluster, count: run }, weight);
+        continue;
+      }
       const entryPage = cluster >>> PAGE_BITS;
       if (entryPage !== pageIndex || page === undefined) {
         pageIndex = entryPage;
         page = counts.densePage(entryPage);
       }
       const index = cluster & PAGE_MASK;
-      if (page === undefined) {
-        this.#references.addCluster(cluster, weight);
-        continue;
-      }
-      const before = page[index]!;
-      seen |= before;
-      if (before + weight <= directMaximum) page[index] = before + weight;
+      const before = page === undefined ? 1 : page[index]!;
+      if (before === 0 && weight <= directMaximum) page![index] = weight;
       else this.#references.addCluster(cluster, weight);
     }
-    if (seen !== 0) counts.hasShared = true;
+    if (weight > 1) counts.hasShared = true;
     if (use.active > 0 && copied >= 0) this.hasUncopied = true;
     this.#report.allocatedClusters += allocated * use.active;
     this.#report.fragmentedClusters += fragmented * use.active;

@@ -76,11 +76,45 @@ export class ReferenceCounts {
    */
   add(cluster: number, weight: number): number {
     if (cluster >= this.clusterCount) this.clusterCount = cluster + 1;
+    const page = this.#pages[Math.floor(cluster / PAGE_CLUSTERS)];
+    if (page instanceof Uint16Array) {
+      const index = cluster & PAGE_MASK;
+      const sum = page[index]! + weight;
+      if (sum <= this.directMaximum) {
+        if (sum > 1) this.hasShared = true;
+        page[index] = sum;
+        return 0;
+      }
+    }
     const before = this.get(cluster);
     if (before !== 0 || weight > 1) this.hasShared = true;
     const after = Math.min(before + weight, this.maximum);
     this.#set(cluster, after);
     return before + weight - after;
+  }
+
+  /**
+   * Sets the counts of the clusters from `first` to before `end`, which are in one page, if all of
+   * them are zero so far.
+   * @returns whether it was done
+   */
+  fill(first: number, end: number, weight: number): boolean {
+    if (weight > this.directMaximum) return false;
+    const pageIndex = Math.floor(first / PAGE_CLUSTERS);
+    const from = first & PAGE_MASK;
+    const to = from + end - first;
+    let page = this.#pages[pageIndex];
+    if (page === undefined && end - first > MAX_MAP_ENTRIES) {
+      page = new Uint16Array(PAGE_CLUSTERS);
+      this.#pages[pageIndex] = page;
+    }
+    if (!(page instanceof Uint16Array)) return false;
+    let used = 0;
+    for (let index = from; index < to; index++) used |= page[index]!;
+    if (used !== 0) return false;
+    page.fill(weight, from, to);
+    if (weight > 1) this.hasShared = true;
+    return true;
   }
 
   #set(cluster: number, count: number): void {

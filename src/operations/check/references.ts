@@ -1,6 +1,6 @@
 /** Counts the references that structures of an image make to its host clusters. */
 
-import { ReferenceCounts } from './reference-counts.ts';
+import { PAGE_CLUSTERS, ReferenceCounts } from './reference-counts.ts';
 import type { CheckReport } from './report.ts';
 
 /** A run of bytes that a structure refers to. */
@@ -11,6 +11,12 @@ export interface Region {
   length: number;
   /** The offset in hexadecimal, where a number does not hold it exactly. */
   hexOffset?: () => string;
+}
+
+/** Clusters that follow each other. */
+export interface ClusterRun {
+  first: number;
+  count: number;
 }
 
 /** Where the references of an image are counted. */
@@ -49,6 +55,18 @@ export class References {
     const first = Math.floor(offset / clusterSize);
     const last = Math.floor((offset + length - 1) / clusterSize);
     for (let cluster = first; cluster <= last; cluster++) this.addCluster(cluster, weight);
+  }
+
+  /** Counts `weight` references to each cluster of a run that the file reaches. */
+  addRun({ first, count }: ClusterRun, weight: number): void {
+    const end = first + count;
+    for (let at = first; at < end;) {
+      const pieceEnd = Math.min(end, at - (at % PAGE_CLUSTERS) + PAGE_CLUSTERS);
+      if (!this.counts.fill(at, pieceEnd, weight)) {
+        for (let cluster = at; cluster < pieceEnd; cluster++) this.addCluster(cluster, weight);
+      }
+      at = pieceEnd;
+    }
   }
 
   /** Counts `weight` references to a cluster that the file reaches. */
