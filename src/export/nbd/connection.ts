@@ -9,12 +9,19 @@
 import type { Socket } from 'node:net';
 import type { ExportTable, OpenExport } from './exports.ts';
 import { Handshake } from './handshake.ts';
+import { MessageSize } from './protocol.ts';
 import { ReplyWriter } from './reply-writer.ts';
 import type { BufferPool } from './reply-writer.ts';
+import { stayAwake } from './stay-awake.ts';
 import { Transmission } from './transmission.ts';
 
 /** Bytes of reply buffers that may be on their way to one client before its requests wait. */
 const MAX_OUTSTANDING_BYTES = 1024 * 1024;
+/**
+ * Requests that come one at a time before the connection polls for the next. A client that has
+ * several under way is served better by letting them gather: they are answered in one write.
+ */
+const SINGLES_BEFORE_POLLING = 64;
 /** Bytes of requests that may wait before no more are read from the socket. */
 const MAX_WAITING_INPUT_BYTES = 4 * 1024;
 
@@ -48,6 +55,8 @@ export class Connection {
   /** What has arrived; all before `#inputStart` was handled. */
   #input: Uint8Array = NO_INPUT;
   #inputStart = 0;
+  /** How many requests in a row came alone. */
+  #singleRequests = 0;
   #inputEnded = false;
   /** What keeps requests from being looked at, besides that there are none. */
   #waitingFor: 'client' | 'turn' | undefined;
@@ -101,6 +110,8 @@ export class Connection {
     this.#inputStart = 0;
     if (this.#waitingFor === undefined) this.#work();
     this.#holdInput();
+    this.#singleRequests = chunk.length <= MessageSize.request ? this.#singleRequests + 1 : 0;
+    if (this.#singleRequests > SINGLES_BEFORE_POLLING) stayAwake();
   }
 
   #onEnd(): void {
