@@ -22,7 +22,7 @@ function tell(message: WorkerMessage): void {
 }
 
 try {
-  const { tree, summary } = openForMount(request);
+  const { tree, summary } = await openForMount(request);
   parentPort!.once('message', ({ fd }: ServeMessage) => {
     // Not through process.stderr, which the blocked thread would never get to flush.
     const log = new ErrorLog((line) => writeSync(2, `${line}\n`));

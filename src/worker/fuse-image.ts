@@ -5,6 +5,7 @@ import { basename } from 'node:path';
 import { openDevice } from '../chain/open-device.ts';
 import { openImage } from '../chain/open.ts';
 import type { Image, OpenImageOptions } from '../chain/open.ts';
+import { prepareToRead } from '../chain/prepare.ts';
 import type { BlockDevice } from '../device/block-device.ts';
 import { FileTree } from '../export/fuse/file-tree.ts';
 import { imageTree } from '../export/fuse/image-tree.ts';
@@ -26,9 +27,9 @@ export interface OpenedImage {
  * Opens the image of a request.
  * @throws {Qcow2Error} what is wrong with it
  */
-export function openForMount(request: MountRequest): OpenedImage {
+export async function openForMount(request: MountRequest): Promise<OpenedImage> {
   const { options, image } = request;
-  const { parts, format } = openParts(request);
+  const { parts, format } = await openParts(request);
   const layout = imageTree(parts);
   const tree = new FileTree(
     {
@@ -43,10 +44,11 @@ export function openForMount(request: MountRequest): OpenedImage {
   return { tree, summary: summarize(parts, layout, format) };
 }
 
-function openParts(request: ImageRequest): { parts: ImageParts; format: string } {
+async function openParts(request: ImageRequest): Promise<{ parts: ImageParts; format: string }> {
   const { image: path, snapshot, partition } = request;
   const options = openOptions(request);
   const image = openImage(path, options);
+  await prepareToRead(image);
   const layers = layersOf(image);
   const storedBytes = layers.reduce((sum, layer) => sum + allocatedBytes(layer.path), 0);
   const common = { storedBytes, texts: textsOf(image) };

@@ -213,7 +213,7 @@ async function settlesWithin(promise: Promise<unknown>, timeoutMs: number): Prom
 
 async function serveNative(request: MountRequest): Promise<Served> {
   const { directory, options } = request;
-  const { tree, summary } = openForMount(request);
+  const { tree, summary } = await openForMount(request);
   const log = new ErrorLog((line) => process.stderr.write(`${line}\n`));
   await mountNative(tree, log, {
     directory,

@@ -18,6 +18,7 @@ import {
   DISK_BYTES,
   makeDisk,
   mountBench,
+  NUMBERS,
   PARTITIONS,
 } from './mount-support.ts';
 
@@ -123,8 +124,8 @@ describePeers(PROGRAMS, 'a mounted image', () => {
         try {
           const hello = readFileSync(bench.path('files/hello.txt'), 'utf8');
           expect(hello).toBe('hello from inside\n');
-          const numbers = readFileSync(bench.path('files/numbers'), 'utf8').split('\n');
-          expect(numbers).toEqual(Array.from({ length: 100_000 }, (_, index) => `${index}`));
+          const numbers = readFileSync(bench.path('files/numbers'), 'utf8');
+          expect(numbers === NUMBERS).toBe(true);
         } finally {
           run('umount', [bench.path('files')]);
         }
@@ -206,7 +207,8 @@ describePeers(PROGRAMS, 'a mounted image', () => {
       }
       bench.ok('mount', 's.qcow2', 'm');
       const names = readdirSync(bench.path('m/snapshots'));
-      expect(names).toEqual(Array.from({ length: 40 }, (_, i) => `${i + 1}-snap_${i}`));
+      const expected = Array.from({ length: 40 }, (_, i) => `${i + 1}-snap_${i}`);
+      expect(names.sort()).toEqual(expected.sort());
       const files = run('find', [bench.path('m/snapshots'), '-name', 'disk.raw', '-size', '1M']);
       expect(files.trim().split('\n')).toHaveLength(40);
     });

@@ -64,8 +64,10 @@ export class MountBench {
     return result.stdout;
   }
 
+  /** The mounts of the test; root is told those of others too. */
   mounts(): MountLine[] {
-    return JSON.parse(this.ok('mounts', '--output=json')) as MountLine[];
+    const lines = JSON.parse(this.ok('mounts', '--output=json')) as MountLine[];
+    return lines.filter(({ directory }) => directory.startsWith(this.path()));
   }
 
   /** The only mount there is. */
@@ -145,6 +147,9 @@ export const PARTITIONS = {
 } as const;
 export const DISK_BYTES = 40 * MiB;
 
+/** What the file `numbers` of {@link makeDisk} holds. */
+export const NUMBERS = Array.from({ length: 100_000 }, (_, index) => index).join('\n');
+
 /**
  * A raw disk with a GPT, random bytes in its first partition, and in its second an ext4 filesystem
  * with files in it; much of it is holes.
@@ -162,7 +167,7 @@ export function makeDisk(path: string): void {
   const files = `${path}.files`;
   run('mkdir', [files]);
   writeFileSync(join(files, 'hello.txt'), 'hello from inside\n');
-  writeFileSync(join(files, 'numbers'), Array.from({ length: 100_000 }, String).join('\n'));
+  writeFileSync(join(files, 'numbers'), NUMBERS);
   const size = `${root.length / 1024}k`;
   run('mkfs.ext4', ['-q', '-F', '-d', files, '-E', `offset=${root.offset}`, path, size]);
   const copy = ['of=' + path, 'bs=1M', 'conv=notrunc', 'status=none'];

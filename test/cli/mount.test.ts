@@ -11,6 +11,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
+import { setImmediate } from 'node:timers/promises';
 import { beforeEach, describe, expect, it } from 'vitest';
 import { findMount } from '../../src/host/mountinfo.ts';
 import { isAlive } from '../../src/host/processes.ts';
@@ -40,6 +41,21 @@ function readError(fd: number): string {
     return 'ok';
   } catch (error) {
     return (error as NodeJS.ErrnoException).code!;
+  }
+}
+
+/** The first byte of a file; undefined as long as it cannot be read. */
+function readFirstByte(path: string): number | undefined {
+  try {
+    const fd = openSync(path, 'r');
+    try {
+      const byte = Buffer.alloc(1);
+      return readSync(fd, byte, 0, 1, 0) === 1 ? byte[0] : undefined;
+    } finally {
+      closeSync(fd);
+    }
+  } catch {
+    return undefined;
   }
 }
 
@@ -222,6 +238,20 @@ describePeers(['root', '/dev/fuse', 'sfdisk', 'mkfs.ext4'], 'qcow2 mount', () =>
       expect(bench.mounts()).toEqual([]);
     },
   );
+
+  it('in the foreground unmounts when the signal comes with the first byte', async () => {
+    for (let attempt = 0; attempt < 6; attempt++) {
+      const child = bench.start(process.execPath, [CLI, 'mount', '--foreground', 'disk.img']);
+      const ended = new Promise((resolve) => {
+        child.once('exit', (code, signal) => resolve(code ?? signal));
+      });
+      while (readFirstByte(bench.path('disk/disk.raw')) === undefined) await setImmediate();
+      child.kill('SIGTERM');
+      expect(await ended).toBe(0);
+      expect(existsSync(bench.path('disk'))).toBe(false);
+    }
+    expect(bench.mounts()).toEqual([]);
+  });
 
   describe('qcow2 mounts', () => {
     it('tells what is mounted, by whom, since when', () => {

@@ -2,6 +2,7 @@
 
 import { openImage } from '../../chain/open.ts';
 import type { Image } from '../../chain/open.ts';
+import { prepareToRead } from '../../chain/prepare.ts';
 import { CompareError, compareSteps } from '../../operations/compare.ts';
 import type { CompareResult } from '../../operations/compare.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
@@ -72,6 +73,8 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const isQuiet = args.flag('quiet');
   using first = openImage(firstPath, formatOption(args.value('format')));
   using second = openImage(secondPath, formatOption(args.value('second-format')));
+  await prepareToRead(first);
+  await prepareToRead(second);
 
   const show = args.flag('progress') && !isQuiet;
   const reporter = new ProgressReporter(io, { show, stepPercent: STEP_PERCENT });

@@ -2,6 +2,7 @@
 
 import { openImage } from '../../chain/open.ts';
 import type { Image } from '../../chain/open.ts';
+import { prepareToRead } from '../../chain/prepare.ts';
 import type { BlockDevice } from '../../device/block-device.ts';
 import { Qcow2Error } from '../../errors.ts';
 import {
@@ -118,6 +119,7 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   let output: OutputFile | undefined;
   try {
     for (const path of paths) images.push(openImage(path, format));
+    for (const image of images) await prepareToRead(image);
     const sources = images.map((image) => sourceOf(image, options.snapshot));
     output = new OutputFile(outputPath, {
       size: rawSizeOf(sources),

@@ -170,11 +170,16 @@ async function serveHere(
   tell: (summary: MountSummary) => void,
 ): Promise<void> {
   const { startMount } = await import('../../worker/fuse-mount.ts');
+  let mayGoOn = true;
+  let stop = (): void => {
+    mayGoOn = false;
+  };
+  // The mount can be used before startMount returns: no signal may end the process from here on.
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => stop());
   const mount = await startMount(request);
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.on(signal, () => void mount.stop());
-  }
-  tell(mount.summary);
+  stop = () => void mount.stop();
+  if (mayGoOn) tell(mount.summary);
+  else stop();
   await mount.ended;
 }
 

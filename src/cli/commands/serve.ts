@@ -123,7 +123,7 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const maxClients = numberOption(args, 'max-clients', { minimum: 1, maximum: 10_000 }) ?? 64;
   const verbose = args.flag('verbose');
   const address = addressOf(args);
-  const served = openAll(args);
+  const served = await openAll(args);
   try {
     const server = await serveNbd(served.exports, address, {
       maxClients,
@@ -179,7 +179,7 @@ function isPassedASocket(): boolean {
   return true;
 }
 
-function openAll(args: ParsedArguments): ImageExports {
+async function openAll(args: ParsedArguments): Promise<ImageExports> {
   const paths = args.operands;
   const opened: ImageExports[] = [];
   const close = (): void => {
@@ -200,7 +200,7 @@ function openAll(args: ParsedArguments): ImageExports {
   };
   try {
     for (const [index, path] of paths.entries()) {
-      opened.push(imageExports(path, { ...options, name: names[index]! }));
+      opened.push(await imageExports(path, { ...options, name: names[index]! }));
     }
   } catch (error) {
     close();

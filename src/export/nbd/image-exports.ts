@@ -3,6 +3,7 @@
 import { openDevice } from '../../chain/open-device.ts';
 import { openImage } from '../../chain/open.ts';
 import type { OpenImageOptions } from '../../chain/open.ts';
+import { prepareToRead } from '../../chain/prepare.ts';
 import type { BlockDevice } from '../../device/block-device.ts';
 import { SliceDevice } from '../../device/slice.ts';
 import { readPartitionTable } from '../../format/partition/index.ts';
@@ -40,13 +41,20 @@ export interface ImageExports {
  * for them.
  * @throws {Qcow2Error} what opening the image throws; `NOT_FOUND` for the snapshot or partition
  */
-export function imageExports(path: string, options: ImageExportOptions): ImageExports {
+export async function imageExports(
+  path: string,
+  options: ImageExportOptions,
+): Promise<ImageExports> {
   const { name, description, snapshot, partition, open = {} } = options;
   if (snapshot !== undefined || partition !== undefined) {
     const part = [
       ...(partition === undefined ? [] : [`partition ${partition}`]),
       ...(snapshot === undefined ? [] : [`snapshot ${snapshot}`]),
     ];
+    {
+      using image = openImage(path, open);
+      await prepareToRead(image);
+    }
     const disk = openDevice(path, {
       ...open,
       ...(snapshot === undefined ? {} : { snapshot }),
@@ -58,6 +66,7 @@ export function imageExports(path: string, options: ImageExportOptions): ImageEx
     return { exports, close: () => disk.close() };
   }
   const image = openImage(path, open);
+  await prepareToRead(image);
   const exports: ImageExport[] = [
     { name, description: description ?? path, device: image, size: image.size },
     ...partitionExports(name, image),
@@ -84,9 +93,11 @@ function isUsable(name: string): boolean {
   return name !== '' && name.length <= 256 && !name.includes('\0');
 }
 
+/** Of the partitions that hold something themselves: not of extended MBR partitions. */
 function partitionExports(name: string, disk: BlockDevice) {
   return readPartitionTable(disk)
-    .partitions.filter(({ offset, length }) => length > 0 && offset + length <= disk.size)
+    .partitions.filter(({ isContainer }) => !isContainer)
+    .filter(({ offset, length }) => length > 0 && offset + length <= disk.size)
     .map((partition) => ({
       name: `${name}/${partition.number}`,
       description: describePartition(name, partition),
