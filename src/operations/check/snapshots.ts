@@ -7,9 +7,10 @@ import { Qcow2Error } from '../../errors.ts';
 import type { Qcow2Header } from '../../format/qcow2/header.ts';
 import { SNAPSHOT_ROW_BYTES } from '../../format/qcow2/snapshot-table.ts';
 import { MAX_L1_BYTES, MAX_SNAPSHOT_EXTRA_BYTES, MAX_SNAPSHOT_TABLE_BYTES } from '../../limits.ts';
-import { alignUp, readU16, readU32, readU64BigInt } from '../../util/bytes.ts';
+import { alignUp, readU16, readU32, TWO_32 } from '../../util/bytes.ts';
 import type { L1Table } from './mapping-tables.ts';
 import type { MetadataFile } from './metadata-file.ts';
+import { hex64 } from './report.ts';
 import type { CheckReport } from './report.ts';
 
 /** Bytes of extra data that every row of a version 3 image has. */
@@ -19,7 +20,9 @@ const STRUCTURE = 'snapshot table';
 
 /** A row of the table. */
 interface Row {
-  l1Offset: bigint;
+  /** The halves of the L1 table's offset, which can be anything. */
+  l1High: number;
+  l1Low: number;
   l1Size: number;
   extraSize: number;
   /** Where its id is, which its name follows. */
@@ -78,31 +81,40 @@ export class SnapshotTable {
 
   /** The L1 tables of the snapshots, each once; reports rows whose table cannot be one. */
   l1Tables(report: CheckReport): L1Table[] {
-    const tables = new Map<string, L1Table>();
+    const tables: L1Table[] = [];
+    const byOffset = new Map<number, L1Table[]>();
     const { clusterSize } = this.#header;
     for (const row of this.#rows) {
-      const { l1Offset, l1Size } = row;
-      if (l1Offset % BigInt(clusterSize) !== 0n) {
+      const { l1High, l1Low, l1Size: size } = row;
+      if (l1Low % clusterSize !== 0) {
         report.corruption(
           () =>
-            `ERROR ${this.#describe(row)} l1_offset=0x${l1Offset.toString(16)}: L1 table is not ` +
+            `ERROR ${this.#describe(row)} l1_offset=0x${hex64(l1High, l1Low)}: L1 table is not ` +
             'cluster aligned; snapshot table entry corrupted',
         );
-      } else if (l1Size > MAX_L1_BYTES / 8) {
+        continue;
+      }
+      if (size > MAX_L1_BYTES / 8) {
         report.corruption(
           () =>
-            `ERROR ${this.#describe(row)} l1_size=0x${l1Size.toString(16)}: L1 table is too ` +
+            `ERROR ${this.#describe(row)} l1_size=0x${size.toString(16)}: L1 table is too ` +
             'large; snapshot table entry corrupted',
         );
+        continue;
+      }
+      const offset = l1High * TWO_32 + l1Low;
+      const there = byOffset.get(offset) ?? [];
+      const known = there.find((table) => table.size === size);
+      if (known === undefined) {
+        const table = { offset, size, isActive: false, weight: 1 };
+        tables.push(table);
+        // Other sizes at the same offset are damage: only a few of them are worth finding.
+        if (there.length < 4) byOffset.set(offset, [...there, table]);
       } else {
-        const key = `${l1Offset}:${l1Size}`;
-        const table = tables.get(key);
-        if (table === undefined) {
-          tables.set(key, { offset: Number(l1Offset), size: l1Size, isActive: false, weight: 1 });
-        } else table.weight++;
+        known.weight++;
       }
     }
-    return [...tables.values()];
+    return tables;
   }
 
   #describe({ textOffset, idSize, nameSize }: Row): string {
@@ -115,7 +127,8 @@ export class SnapshotTable {
 function decodeRow(bytes: Uint8Array, offset: number): Row {
   const extraSize = readU32(bytes, 36);
   return {
-    l1Offset: readU64BigInt(bytes, 0),
+    l1High: readU32(bytes, 0),
+    l1Low: readU32(bytes, 4),
     l1Size: readU32(bytes, 8),
     idSize: readU16(bytes, 12),
     nameSize: readU16(bytes, 14),
