@@ -16,7 +16,12 @@ const MAX_SLICE_BYTES = 4096;
 
 const IS_LITTLE_ENDIAN = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
 
+/** The host offset of a slice that holds nothing. */
+const NOT_LOADED = -1;
+
 interface Slice {
+  bytes: Buffer;
+  /** The same memory as words. */
   words: Uint32Array;
   /** Looked at since the clock hand last passed. */
   isRecent: boolean;
@@ -64,12 +69,6 @@ export class TableCache {
       cached.isRecent = true;
       return cached.words;
     }
-    const words = this.#load(hostOffset, tableEnd, table);
-    this.#insert(hostOffset, words);
-    return words;
-  }
-
-  #load(hostOffset: number, tableEnd: number, table: TableName): Uint32Array {
     const needed = Math.min(this.sliceBytes, tableEnd - hostOffset);
     if (hostOffset + needed > this.#file.size) {
       throw new Qcow2Error('TRUNCATED', 'the file ends before it does', {
@@ -77,31 +76,43 @@ export class TableCache {
         offset: hostOffset,
       });
     }
+    const slice = this.#takeSlice();
+    // A slice whose read fails stays in the clock, but is not found.
+    this.#load(slice, hostOffset);
+    slice.hostOffset = hostOffset;
+    slice.isRecent = true;
+    this.#slices.set(hostOffset, slice);
+    return slice.words;
+  }
+
+  #load({ bytes }: Slice, hostOffset: number): void {
     // The whole slice, past the end of a short L1 table too: in a damaged image, the same slice can
     // be part of an L2 table.
     const length = Math.min(this.sliceBytes, this.#file.size - hostOffset);
-    const bytes = Buffer.alloc(this.sliceBytes);
     this.#file.read(bytes.subarray(0, length), hostOffset);
+    bytes.fill(0, length);
     if (IS_LITTLE_ENDIAN) bytes.swap32();
-    return new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
   }
 
-  #insert(hostOffset: number, words: Uint32Array): void {
-    const slice: Slice = { words, isRecent: true, hostOffset };
-    this.#slices.set(hostOffset, slice);
+  /** A slice to read into: a new one, or the first that was not looked at for a whole round. */
+  #takeSlice(): Slice {
     if (this.#clock.length < this.#capacity) {
+      const bytes = Buffer.alloc(this.sliceBytes);
+      const words = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+      const slice: Slice = { bytes, words, isRecent: false, hostOffset: NOT_LOADED };
       this.#clock.push(slice);
-      return;
+      return slice;
     }
     for (;;) {
       const candidate = this.#clock[this.#hand]!;
-      if (!candidate.isRecent) break;
-      candidate.isRecent = false;
       this.#hand = (this.#hand + 1) % this.#capacity;
+      if (!candidate.isRecent) {
+        this.#slices.delete(candidate.hostOffset);
+        candidate.hostOffset = NOT_LOADED;
+        return candidate;
+      }
+      candidate.isRecent = false;
     }
-    this.#slices.delete(this.#clock[this.#hand]!.hostOffset);
-    this.#clock[this.#hand] = slice;
-    this.#hand = (this.#hand + 1) % this.#capacity;
   }
 }
 
