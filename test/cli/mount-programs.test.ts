@@ -10,6 +10,7 @@ import {
   readSync,
   statSync,
 } from 'node:fs';
+import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { describePeers, itPeers } from '../support/peers.ts';
 import { run, tryRun } from '../support/qemu.ts';
@@ -198,6 +199,29 @@ describePeers(PROGRAMS, 'a mounted image', () => {
       expect(found).toBe(`65536 131072\n${512 * MiB} ${512 * MiB + 131_072}\n6\n`);
       // A gigabyte that is nearly all holes takes next to nothing.
       expect(statSync(bench.path('m/disk.raw')).blocks * 512).toBeLessThan(2 * MiB);
+    });
+
+    it('of a damaged image gives an error for the bad cluster, and all others', () => {
+      const damaged = new URL('../../images/damage/compressed-garbage.qcow2', import.meta.url);
+      bench.ok('mount', fileURLToPath(damaged), 'm');
+      const fd = openSync(bench.path('m/disk.raw'), 'r');
+      try {
+        const failed: number[] = [];
+        const cluster = Buffer.alloc(4096);
+        for (let offset = 0; offset < 262_144; offset += cluster.length) {
+          try {
+            expect(readSync(fd, cluster, 0, cluster.length, offset)).toBe(cluster.length);
+          } catch (error) {
+            expect(error).toMatchObject({ code: 'EIO' });
+            failed.push(offset);
+          }
+        }
+        expect(failed).toEqual([40_960]);
+        readSync(fd, cluster, 0, cluster.length, 122_880);
+        expect(cluster.equals(Buffer.alloc(4096, 0x33))).toBe(true);
+      } finally {
+        closeSync(fd);
+      }
     });
 
     it('lists many snapshots', () => {
