@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { expect, it } from 'vitest';
 import { openImage } from '../../src/index.ts';
-import type { ChainedQcow2Image } from '../../src/index.ts';
+import type { ChainedQcow2Image, DirtyRange } from '../../src/index.ts';
 import { describePeers } from '../support/peers.ts';
 import { qemuImg, qemuIo, run } from '../support/qemu.ts';
 import { temporaryDirectory } from '../support/temp.ts';
@@ -16,20 +16,24 @@ interface NbdExtent {
   type: number;
 }
 
+function endOf({ offset, length }: DirtyRange): number {
+  return offset + length;
+}
+
 /** What qemu-nbd says that a bitmap marks, neighbours merged. */
-async function dirtyAccordingToQemu(image: string, bitmap: string): Promise<number[][]> {
+async function dirtyAccordingToQemu(image: string, bitmap: string): Promise<DirtyRange[]> {
   const socket = `${image}.sock`;
   const server = spawn('qemu-nbd', ['-r', '-t', '-f', 'qcow2', '-B', bitmap, '-k', socket, image]);
   try {
     while (!existsSync(socket) && server.exitCode === null) await delay(10);
     const uri = `nbd+unix:///?socket=${socket}`;
     const map = run('nbdinfo', ['--json', `--map=qemu:dirty-bitmap:${bitmap}`, uri]);
-    const ranges: number[][] = [];
+    const ranges: DirtyRange[] = [];
     for (const { offset, length, type } of JSON.parse(map) as NbdExtent[]) {
       if (type === 0) continue;
       const last = ranges.at(-1);
-      if (last !== undefined && last[0]! + last[1]! === offset) last[1]! += length;
-      else ranges.push([offset, length]);
+      if (last !== undefined && endOf(last) === offset) last.length += length;
+      else ranges.push({ offset, length });
     }
     return ranges;
   } finally {
@@ -58,8 +62,7 @@ describePeers(['qemu-img', 'qemu-io', 'qemu-nbd', 'nbdinfo'], 'bitmaps', () => {
     expect(expected.length).toBeGreaterThan(0);
     const image = openQcow2(path);
     try {
-      const ranges = [...image.dirtyRanges('writes')].map(({ offset, length }) => [offset, length]);
-      expect(ranges).toEqual(expected);
+      expect([...image.dirtyRanges('writes')]).toEqual(expected);
       expect(image.bitmaps).toMatchObject([
         { name: 'writes', isEnabled: true, isInconsistent: false },
       ]);
