@@ -169,6 +169,13 @@ describe('checkImage', () => {
     expect(agreedCheck(path)).toMatchObject({ corruptions: 1, leaks: 1 });
   });
 
+  it('tells that a refcount block beyond 2^63 cannot be read', () => {
+    const path = join(directory, 'far-block.qcow2');
+    qemuImg('create', '-q', '-f', 'qcow2', path, '4M');
+    patch(path, 65_536, [0x80]);
+    expect(agreedCheck(path)).toMatchObject({ corruptions: 1, 'check-errors': 4 });
+  });
+
   it('checks a huge sparse file within little memory', () => {
     const path = join(directory, 'sparse.qcow2');
     qemuImg('create', '-q', '-f', 'qcow2', '-o', 'cluster_size=64k', path, '4M');

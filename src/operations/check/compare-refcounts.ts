@@ -75,12 +75,14 @@ export function compareRefcounts({ references, stored, report }: RefcountCompari
     if (startBlock !== blockIndex) {
       blockIndex = startBlock;
       const isThere = stored.hasBlock(blockIndex);
-      isReadable = !isThere || stored.entry(blockIndex).isAligned;
+      isReadable = !isThere || stored.entry(blockIndex).isReadable;
       block = isThere && isReadable ? stored.decode(blockIndex) : EMPTY_BLOCK;
     }
     if (!isReadable) {
-      if (!isSignalled) signalUnaligned(report, stored, blockIndex);
-      isSignalled = true;
+      if (!isSignalled && !stored.entry(blockIndex).isAligned) {
+        signalUnaligned(report, stored, blockIndex);
+        isSignalled = true;
+      }
       for (let cluster = start; cluster < end; cluster++) {
         report.checkError(() => `Can't get refcount for cluster ${cluster}: Input/output error`);
       }

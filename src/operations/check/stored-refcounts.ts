@@ -17,6 +17,8 @@ export interface RefcountTableEntry {
   offset: number;
   hasReservedBits: boolean;
   isAligned: boolean;
+  /** Whether there can be a block: past the end of the file there are zeroes, up to 2^63. */
+  isReadable: boolean;
 }
 
 /** A refcount block, its counts ready to be compared. */
@@ -65,10 +67,12 @@ export class StoredRefcounts {
   entry(index: number): RefcountTableEntry {
     const high = this.#table[2 * index] ?? 0;
     const low = this.#table[2 * index + 1] ?? 0;
+    const isAligned = (low & (this.#clusterSize - 1) & ~0x1ff) === 0;
     return {
       offset: high * TWO_32 + ((low & ~0x1ff) >>> 0),
       hasReservedBits: (low & 0x1ff) !== 0,
-      isAligned: (low & (this.#clusterSize - 1) & ~0x1ff) === 0,
+      isAligned,
+      isReadable: isAligned && high < 0x8000_0000,
     };
   }
 
@@ -102,8 +106,8 @@ export class StoredRefcounts {
   get(cluster: number): bigint | undefined {
     const index = Math.floor(cluster / this.blockEntries);
     if (!this.hasBlock(index)) return 0n;
-    const { offset, isAligned } = this.entry(index);
-    if (!isAligned) return undefined;
+    const { offset, isReadable } = this.entry(index);
+    if (!isReadable) return undefined;
     if (offset >= this.#file.size) return 0n;
     return exactRefcount(this.#block(offset), cluster % this.blockEntries, this.#order);
   }
@@ -112,8 +116,8 @@ export class StoredRefcounts {
   isOne(cluster: number): boolean | undefined {
     const index = Math.floor(cluster / this.blockEntries);
     if (!this.hasBlock(index)) return false;
-    const { offset, isAligned } = this.entry(index);
-    if (!isAligned) return undefined;
+    const { offset, isReadable } = this.entry(index);
+    if (!isReadable) return undefined;
     if (offset >= this.#file.size) return false;
     return refcountAt(this.#block(offset), cluster % this.blockEntries, this.#order) === 1;
   }
