@@ -1,9 +1,34 @@
 /** Values of options that several image commands share, with qemu-img's meaning. */
 
 import { IMAGE_FORMATS } from '../chain/open.ts';
-import type { ImageFormat } from '../chain/open.ts';
+import type { ImageFormat, OpenImageOptions } from '../chain/open.ts';
+import type { OptionDefinition, ParsedArguments } from './command.ts';
 
 export { IMAGE_FORMATS };
+
+/** The options that say which of the files that an image refers to are opened, and as what. */
+export const REFERENCE_OPTIONS = {
+  'backing-format': {
+    kind: 'value',
+    placeholder: 'FORMAT',
+    description: 'format of backing files that do not declare theirs',
+    choices: IMAGE_FORMATS,
+  },
+  'allow-protocol-names': {
+    kind: 'flag',
+    description: 'open backing files with file: and json: names',
+  },
+} as const satisfies Record<string, OptionDefinition>;
+
+/** The values of {@link REFERENCE_OPTIONS} as properties for `openImage`. */
+export function referenceOptions(
+  args: ParsedArguments,
+): Pick<OpenImageOptions, 'backingFormat' | 'allowProtocolNames'> {
+  return {
+    backingFormat: formatOption(args.value('backing-format')).format,
+    allowProtocolNames: args.flag('allow-protocol-names'),
+  };
+}
 
 /** Cache modes of host files. What they say about reading is left to the page cache. */
 export const CACHE_MODES = ['none', 'writeback', 'unsafe', 'writethrough', 'directsync'] as const;

@@ -6,7 +6,13 @@ import { prepareToRead } from '../../chain/prepare.ts';
 import { CompareError, compareSteps } from '../../operations/compare.ts';
 import type { CompareResult } from '../../operations/compare.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
-import { CACHE_MODES, formatOption, IMAGE_FORMATS } from '../image-options.ts';
+import {
+  CACHE_MODES,
+  formatOption,
+  IMAGE_FORMATS,
+  REFERENCE_OPTIONS,
+  referenceOptions,
+} from '../image-options.ts';
 import { driveSteps, ProgressReporter } from '../progress.ts';
 import { reportError } from '../report.ts';
 
@@ -58,6 +64,7 @@ export const command: CommandDefinition = {
       short: 's',
       description: 'sizes and allocation must be equal too',
     },
+    ...REFERENCE_OPTIONS,
     'force-share': {
       kind: 'flag',
       short: 'U',
@@ -71,8 +78,12 @@ export const command: CommandDefinition = {
 async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const [firstPath = '', secondPath = ''] = args.operands;
   const isQuiet = args.flag('quiet');
-  using first = openImage(firstPath, formatOption(args.value('format')));
-  using second = openImage(secondPath, formatOption(args.value('second-format')));
+  const references = referenceOptions(args);
+  using first = openImage(firstPath, { ...formatOption(args.value('format')), ...references });
+  using second = openImage(secondPath, {
+    ...formatOption(args.value('second-format')),
+    ...references,
+  });
   await prepareToRead(first);
   await prepareToRead(second);
 

@@ -14,7 +14,13 @@ import {
 import { OutputFile } from '../../operations/output-file.ts';
 import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
-import { CACHE_MODES, formatOption, IMAGE_FORMATS } from '../image-options.ts';
+import {
+  CACHE_MODES,
+  formatOption,
+  IMAGE_FORMATS,
+  REFERENCE_OPTIONS,
+  referenceOptions,
+} from '../image-options.ts';
 import { driveSteps, InterruptedError, ProgressReporter } from '../progress.ts';
 import { reportError } from '../report.ts';
 import { parseSize } from '../size.ts';
@@ -75,6 +81,7 @@ export const command: CommandDefinition = {
     },
     progress: { kind: 'flag', short: 'p', description: 'show progress' },
     quiet: { kind: 'flag', short: 'q', description: 'print nothing but errors' },
+    ...REFERENCE_OPTIONS,
     'force-share': {
       kind: 'flag',
       short: 'U',
@@ -114,11 +121,11 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const outputPath = args.operands.at(-1) ?? '';
   const options = parseOptions(args, paths);
   const show = args.flag('progress') && !args.flag('quiet');
-  const format = formatOption(args.value('format'));
+  const open = { ...formatOption(args.value('format')), ...referenceOptions(args) };
   const images: Image[] = [];
   let output: OutputFile | undefined;
   try {
-    for (const path of paths) images.push(openImage(path, format));
+    for (const path of paths) images.push(openImage(path, open));
     for (const image of images) await prepareToRead(image);
     const sources = images.map((image) => sourceOf(image, options.snapshot));
     output = new OutputFile(outputPath, {

@@ -4,7 +4,12 @@ import { openImage } from '../../chain/open.ts';
 import { formatInfo } from '../../operations/format-info.ts';
 import { chainInfo, imageInfo } from '../../operations/info.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
-import { formatOption, IMAGE_FORMATS } from '../image-options.ts';
+import {
+  formatOption,
+  IMAGE_FORMATS,
+  REFERENCE_OPTIONS,
+  referenceOptions,
+} from '../image-options.ts';
 import { formatSize } from '../size.ts';
 
 export const command: CommandDefinition = {
@@ -31,16 +36,7 @@ export const command: CommandDefinition = {
       choices: ['human', 'json'],
     },
     'backing-chain': { kind: 'flag', description: 'describe the backing files too' },
-    'backing-format': {
-      kind: 'value',
-      placeholder: 'FORMAT',
-      description: 'format of backing files that do not declare theirs',
-      choices: IMAGE_FORMATS,
-    },
-    'allow-protocol-names': {
-      kind: 'flag',
-      description: 'open backing files with file: and json: names',
-    },
+    ...REFERENCE_OPTIONS,
     'force-share': {
       kind: 'flag',
       short: 'U',
@@ -55,8 +51,7 @@ function run(args: ParsedArguments, io: CommandIo): number {
   const isChain = args.flag('backing-chain');
   using image = openImage(path, {
     ...formatOption(args.value('format')),
-    backingFormat: formatOption(args.value('backing-format')).format,
-    allowProtocolNames: args.flag('allow-protocol-names'),
+    ...referenceOptions(args),
     withoutBacking: !isChain,
   });
   const documents = isChain ? chainInfo(image) : [imageInfo(image)];

@@ -5,7 +5,12 @@ import { Qcow2Error } from '../../errors.ts';
 import { formatMapJson, formatMapTable } from '../../operations/format-map.ts';
 import { mapImage } from '../../operations/map.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
-import { formatOption, IMAGE_FORMATS } from '../image-options.ts';
+import {
+  formatOption,
+  IMAGE_FORMATS,
+  REFERENCE_OPTIONS,
+  referenceOptions,
+} from '../image-options.ts';
 import { parseSize } from '../size.ts';
 
 export const command: CommandDefinition = {
@@ -43,16 +48,7 @@ export const command: CommandDefinition = {
       placeholder: 'SIZE',
       description: 'bytes of the disk to map (default: to its end)',
     },
-    'backing-format': {
-      kind: 'value',
-      placeholder: 'FORMAT',
-      description: 'format of backing files that do not declare theirs',
-      choices: IMAGE_FORMATS,
-    },
-    'allow-protocol-names': {
-      kind: 'flag',
-      description: 'open backing files with file: and json: names',
-    },
+    ...REFERENCE_OPTIONS,
     'force-share': {
       kind: 'flag',
       short: 'U',
@@ -68,8 +64,7 @@ function run(args: ParsedArguments, io: CommandIo): number {
   const maxLength = sizeOption(args, 'max-length', 'the length');
   using image = openImage(path, {
     ...formatOption(args.value('format')),
-    backingFormat: formatOption(args.value('backing-format')).format,
-    allowProtocolNames: args.flag('allow-protocol-names'),
+    ...referenceOptions(args),
   });
   const entries = mapImage(image, { startOffset, maxLength });
   const isJson = args.value('output') === 'json';
