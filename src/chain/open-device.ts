@@ -65,7 +65,7 @@ function selectSnapshot(device: BlockDevice, image: Image, idOrName: string): Bl
 }
 
 function selectPartition(device: BlockDevice, image: Image, number: number): BlockDevice {
-  const { partitions } = readPartitionTable(device);
+  const partitions = readPartitionTable(device).partitions.filter((part) => !part.isContainer);
   const found = partitions.find((partition) => partition.number === number);
   if (found === undefined) {
     const numbers = partitions.map((partition) => partition.number).join(', ');

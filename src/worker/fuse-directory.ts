@@ -4,7 +4,7 @@ import { lstatSync, mkdirSync, opendirSync, realpathSync, statSync } from 'node:
 import { basename, dirname, extname, join, resolve } from 'node:path';
 import { hostError, Qcow2Error } from '../errors.ts';
 import { listMounts } from '../host/mountinfo.ts';
-import { listReports } from './fuse-mounts.ts';
+import { imageMountedOn } from './fuse-mounts.ts';
 
 /** A directory that something can be mounted on. */
 export interface PreparedDirectory {
@@ -57,9 +57,9 @@ export function prepareDirectory(
   { nonempty }: { nonempty: boolean },
 ): PreparedDirectory {
   const directory = mountPath(path);
-  const mounted = listReports().find((report) => report.directory === directory);
+  const mounted = imageMountedOn(directory);
   if (mounted !== undefined) {
-    throw new Qcow2Error('LOCKED', `${mounted.image} is mounted there already`, {
+    throw new Qcow2Error('LOCKED', `${mounted} is mounted there already`, {
       file: directory,
       hint: `qcow2 unmount ${path}`,
     });

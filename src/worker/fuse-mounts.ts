@@ -46,11 +46,28 @@ export function listReports(): MountReport[] {
     const { directory, image } = state;
     reports.push({ directory, image, status: alive ? 'alive' : 'dead', state });
   }
-  for (const { directory, source, type } of mounts) {
-    if (type !== TYPE || reports.some((report) => report.directory === directory)) continue;
+  // With a directory of records of one's own, what has no record there belongs to others.
+  if (process.env.QCOW2_STATE_DIR !== undefined) return reports;
+  for (const mount of mounts.filter(isVisible)) {
+    const { directory, source } = mount;
+    if (reports.some((report) => report.directory === directory)) continue;
     reports.push({ directory, image: source, status: 'unknown', state: undefined });
   }
   return reports;
+}
+
+/** The image that is mounted on a directory by this program, whoever did it. */
+export function imageMountedOn(directory: string): string | undefined {
+  const report = listReports().find((candidate) => candidate.directory === directory);
+  if (report !== undefined) return report.image;
+  const mount = findMount(directory);
+  return mount?.type === TYPE ? mount.source : undefined;
+}
+
+/** Whether a mount of this program is this user's; root sees everybody's. */
+function isVisible({ type, superOptions }: MountEntry): boolean {
+  const uid = process.geteuid?.() ?? 0;
+  return type === TYPE && (uid === 0 || superOptions.includes(`user_id=${uid}`));
 }
 
 /** Whether the process that a record names is there, and is its owner's: it could name any. */
