@@ -17,35 +17,53 @@ import { alignUp } from '../util/bytes.ts';
 import { GuestDisk } from './guest-disk.ts';
 import type { ImageContext } from './guest-disk.ts';
 
+/** Where a row of the snapshot table is. */
+interface RowLocation {
+  offset: number;
+  /** Bytes, without the padding after it. */
+  length: number;
+}
+
 /**
  * Reads the snapshot table.
  * @throws {Qcow2Error} `CORRUPT`, `TOO_LARGE` or `TRUNCATED`, naming the row
  */
 export function readSnapshotTable(header: Qcow2Header, file: BlockDevice): SnapshotRow[] {
-  const rows: SnapshotRow[] = [];
-  const { snapshotsOffset, snapshotCount, size } = header;
-  let at = snapshotsOffset;
-  for (let index = 0; index < snapshotCount; index++) {
-    const structure = `snapshot table row ${index}`;
-    const fixed = readRow(file, at, SNAPSHOT_ROW_BYTES, structure);
-    const length = snapshotRowLength(fixed);
-    if (at + length - snapshotsOffset > MAX_SNAPSHOT_TABLE_BYTES) {
-      throw fixed.error('TOO_LARGE', 0, 'the table is larger than 64 MiB');
-    }
-    rows.push(decodeSnapshotRow(readRow(file, at, length, structure), size));
-    // The file may end before the last row's padding does.
-    at += alignUp(length, 8);
-  }
-  return rows;
+  // Measured before anything of it is kept: a table that is too large costs no memory.
+  const locations = locateRows(header, file);
+  let buffer = new Uint8Array(SNAPSHOT_ROW_BYTES);
+  return locations.map(({ offset, length }, index) => {
+    if (buffer.length < length) buffer = new Uint8Array(length);
+    const row = readRow(file, offset, buffer.subarray(0, length), index);
+    return decodeSnapshotRow(row, header.size);
+  });
 }
 
-function readRow(file: BlockDevice, at: number, length: number, structure: string): FieldReader {
-  if (at + length > file.size) {
+function locateRows(header: Qcow2Header, file: BlockDevice): RowLocation[] {
+  const locations: RowLocation[] = [];
+  const { snapshotsOffset, snapshotCount } = header;
+  const fixed = new Uint8Array(SNAPSHOT_ROW_BYTES);
+  let offset = snapshotsOffset;
+  for (let index = 0; index < snapshotCount; index++) {
+    const row = readRow(file, offset, fixed, index);
+    const length = snapshotRowLength(row);
+    if (offset + length - snapshotsOffset > MAX_SNAPSHOT_TABLE_BYTES) {
+      throw row.error('TOO_LARGE', 0, 'the table is larger than 64 MiB');
+    }
+    locations.push({ offset, length });
+    // The file may end before the last row's padding does.
+    offset += alignUp(length, 8);
+  }
+  return locations;
+}
+
+function readRow(file: BlockDevice, at: number, target: Uint8Array, index: number): FieldReader {
+  const structure = `snapshot table row ${index}`;
+  if (at + target.length > file.size) {
     throw new Qcow2Error('TRUNCATED', 'the file ends before it does', { structure, offset: at });
   }
-  const bytes = new Uint8Array(length);
-  file.read(bytes, at);
-  return new FieldReader(bytes, structure, at);
+  file.read(target, at);
+  return new FieldReader(target, structure, at);
 }
 
 /** Finds a snapshot by its id or else by its name, as qemu-img does. */

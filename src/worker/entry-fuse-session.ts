@@ -24,6 +24,7 @@ function tell(message: WorkerMessage): void {
 try {
   const { tree, summary } = await openForMount(request);
   parentPort!.once('message', ({ fd }: ServeMessage) => {
+    if (fd === undefined) return;
     // Not through process.stderr, which the blocked thread would never get to flush.
     const log = new ErrorLog((line) => writeSync(2, `${line}\n`));
     const session = new FuseSession(tree, log, {

@@ -8,6 +8,7 @@
  * flag and one request for it to notice; closing the descriptor then cuts the users off.
  */
 
+import { once } from 'node:events';
 import { closeSync } from 'node:fs';
 import { statfs } from 'node:fs/promises';
 import { Worker } from 'node:worker_threads';
@@ -146,7 +147,10 @@ async function serveKernel(request: MountRequest): Promise<Served> {
       allowOther: options.allowOther,
     });
   } catch (error) {
-    await worker.terminate();
+    // Not terminated: that would abort the process if the thread is loading a native module.
+    const ended = once(worker, 'exit');
+    worker.postMessage({ fd: undefined } satisfies ServeMessage);
+    await ended;
     throw error;
   }
   const serveMessage: ServeMessage = { fd };

@@ -79,9 +79,10 @@ export type WorkerMessage =
   | { kind: 'ended' }
   | { kind: 'failed'; error: WireError };
 
-/** What the main thread tells the worker, once: the descriptor to serve. */
+/** What the main thread tells the worker, once. */
 export interface ServeMessage {
-  fd: number;
+  /** The descriptor to serve; undefined if the mount failed and there is nothing to do. */
+  fd: number | undefined;
 }
 
 /** What a worker starts with. */

@@ -22,6 +22,9 @@ const RowField = {
 /** Offsets in the extra data, whose fields are there as far as its length goes. */
 const ExtraField = { VM_STATE_SIZE: 0, DISK_SIZE: 8, ICOUNT: 16 } as const;
 
+const KNOWN_EXTRA_BYTES = 24;
+const NO_BYTES = new Uint8Array(0);
+
 /** An internal snapshot. */
 export interface SnapshotRow {
   /** Identifies the snapshot within the image; a decimal number as QEMU writes it. */
@@ -97,9 +100,10 @@ export function decodeSnapshotRow(reader: FieldReader, currentDiskSize: number):
     icount: has(ExtraField.ICOUNT)
       ? knownIcount(reader.u64BigInt(extra + ExtraField.ICOUNT))
       : undefined,
-    unknownExtra: Uint8Array.from(
-      reader.bytes.subarray(extra + Math.min(extraSize, 24), extra + extraSize),
-    ),
+    unknownExtra:
+      extraSize > KNOWN_EXTRA_BYTES
+        ? Uint8Array.from(reader.bytes.subarray(extra + KNOWN_EXTRA_BYTES, extra + extraSize))
+        : NO_BYTES,
     offset: reader.base,
     length: reader.bytes.length,
   };
