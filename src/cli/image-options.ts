@@ -6,6 +6,32 @@ import type { OptionDefinition, ParsedArguments } from './command.ts';
 
 export { IMAGE_FORMATS };
 
+/** The options of every command that reads one image and describes it, with qemu-img's meaning. */
+export const DESCRIBE_OPTIONS = {
+  format: {
+    kind: 'value',
+    short: 'f',
+    placeholder: 'FORMAT',
+    description: 'format of the image (default: probed)',
+    choices: IMAGE_FORMATS,
+  },
+  output: {
+    kind: 'value',
+    placeholder: 'FORMAT',
+    description: 'text for people or JSON (default human)',
+    choices: ['human', 'json'],
+  },
+} as const satisfies Record<string, OptionDefinition>;
+
+/** qemu-img's `-U`: this package takes no locks when it reads, so there is nothing to force. */
+export const FORCE_SHARE_OPTION = {
+  'force-share': {
+    kind: 'flag',
+    short: 'U',
+    description: 'read images that are in use; always so here',
+  },
+} as const satisfies Record<string, OptionDefinition>;
+
 /** The options that say which of the files that an image refers to are opened, and as what. */
 export const REFERENCE_OPTIONS = {
   'backing-format': {

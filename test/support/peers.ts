@@ -89,6 +89,7 @@ export function describePeers(peers: readonly Peer[], name: string, tests: () =>
       throw new Error(`required here and missing: ${missing.join(', ')}`);
     });
   } else {
+    // Nothing to compare with on this machine; where peers are required, the branch above fails.
     describe.skip(`${name} (needs ${missing.join(', ')})`, tests);
   }
 }
@@ -105,6 +106,7 @@ export function itPeers(
     it(name, test, timeoutMs);
   } else {
     const title = `${name} (needs ${missing.join(', ')})`;
+    // For the same reason as in `describePeers`, and only where peers are not required.
     if (!peersAreRequired()) it.skip(title, test);
     else {
       it(title, () => {

@@ -4,7 +4,7 @@ import { checkImage, openForCheck } from '../../operations/check.ts';
 import type { CheckProblem, CheckResult } from '../../operations/check.ts';
 import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
-import { CACHE_MODES, formatOption, IMAGE_FORMATS } from '../image-options.ts';
+import { CACHE_MODES, FORCE_SHARE_OPTION, formatOption, IMAGE_FORMATS } from '../image-options.ts';
 import { ProgressReporter } from '../progress.ts';
 
 const EXIT_SOUND = 0;
@@ -54,11 +54,7 @@ export const command: CommandDefinition = {
     },
     progress: { kind: 'flag', short: 'p', description: 'show progress' },
     quiet: { kind: 'flag', short: 'q', description: 'print nothing but problems' },
-    'force-share': {
-      kind: 'flag',
-      short: 'U',
-      description: 'read an image that is in use; always so here',
-    },
+    ...FORCE_SHARE_OPTION,
   },
   run,
 };

@@ -8,6 +8,7 @@ import type { CompareResult } from '../../operations/compare.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import {
   CACHE_MODES,
+  FORCE_SHARE_OPTION,
   formatOption,
   IMAGE_FORMATS,
   REFERENCE_OPTIONS,
@@ -65,11 +66,7 @@ export const command: CommandDefinition = {
       description: 'sizes and allocation must be equal too',
     },
     ...REFERENCE_OPTIONS,
-    'force-share': {
-      kind: 'flag',
-      short: 'U',
-      description: 'read images that are in use; always so here',
-    },
+    ...FORCE_SHARE_OPTION,
   },
   errorExitCode: EXIT_OPEN,
   run,

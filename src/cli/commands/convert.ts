@@ -16,6 +16,7 @@ import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import {
   CACHE_MODES,
+  FORCE_SHARE_OPTION,
   formatOption,
   IMAGE_FORMATS,
   REFERENCE_OPTIONS,
@@ -82,11 +83,7 @@ export const command: CommandDefinition = {
     progress: { kind: 'flag', short: 'p', description: 'show progress' },
     quiet: { kind: 'flag', short: 'q', description: 'print nothing but errors' },
     ...REFERENCE_OPTIONS,
-    'force-share': {
-      kind: 'flag',
-      short: 'U',
-      description: 'read images that are in use; always so here',
-    },
+    ...FORCE_SHARE_OPTION,
     cache: {
       kind: 'value',
       short: 't',

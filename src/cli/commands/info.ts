@@ -5,8 +5,9 @@ import { formatInfo } from '../../operations/format-info.ts';
 import { chainInfo, imageInfo } from '../../operations/info.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import {
+  DESCRIBE_OPTIONS,
+  FORCE_SHARE_OPTION,
   formatOption,
-  IMAGE_FORMATS,
   REFERENCE_OPTIONS,
   referenceOptions,
 } from '../image-options.ts';
@@ -22,26 +23,10 @@ export const command: CommandDefinition = {
     'size is what the file takes on the host, without an external data file.',
   examples: ['qcow2 info disk.qcow2', 'qcow2 info --output=json --backing-chain overlay.qcow2'],
   options: {
-    format: {
-      kind: 'value',
-      short: 'f',
-      placeholder: 'FORMAT',
-      description: 'format of the image (default: probed)',
-      choices: IMAGE_FORMATS,
-    },
-    output: {
-      kind: 'value',
-      placeholder: 'FORMAT',
-      description: 'text for people or JSON (default human)',
-      choices: ['human', 'json'],
-    },
+    ...DESCRIBE_OPTIONS,
     'backing-chain': { kind: 'flag', description: 'describe the backing files too' },
     ...REFERENCE_OPTIONS,
-    'force-share': {
-      kind: 'flag',
-      short: 'U',
-      description: 'read images that are in use; always so here',
-    },
+    ...FORCE_SHARE_OPTION,
   },
   run,
 };

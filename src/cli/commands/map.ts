@@ -6,8 +6,9 @@ import { formatMapJson, formatMapTable } from '../../operations/format-map.ts';
 import { mapImage } from '../../operations/map.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import {
+  DESCRIBE_OPTIONS,
+  FORCE_SHARE_OPTION,
   formatOption,
-  IMAGE_FORMATS,
   REFERENCE_OPTIONS,
   referenceOptions,
 } from '../image-options.ts';
@@ -23,19 +24,7 @@ export const command: CommandDefinition = {
     'JSON tells everything. Depth 0 is the image itself, 1 its backing file, and so on.',
   examples: ['qcow2 map disk.qcow2', 'qcow2 map --output=json --max-length=1G disk.qcow2'],
   options: {
-    format: {
-      kind: 'value',
-      short: 'f',
-      placeholder: 'FORMAT',
-      description: 'format of the image (default: probed)',
-      choices: IMAGE_FORMATS,
-    },
-    output: {
-      kind: 'value',
-      placeholder: 'FORMAT',
-      description: 'table for people or JSON (default human)',
-      choices: ['human', 'json'],
-    },
+    ...DESCRIBE_OPTIONS,
     'start-offset': {
       kind: 'value',
       short: 's',
@@ -49,11 +38,7 @@ export const command: CommandDefinition = {
       description: 'bytes of the disk to map (default: to its end)',
     },
     ...REFERENCE_OPTIONS,
-    'force-share': {
-      kind: 'flag',
-      short: 'U',
-      description: 'read images that are in use; always so here',
-    },
+    ...FORCE_SHARE_OPTION,
   },
   run,
 };
