@@ -1,6 +1,6 @@
 /** Opening one part of an image as a device: a layer, a snapshot, a partition. */
 
-import type { BlockDevice, Extent, WriteZeroesOptions } from '../device/block-device.ts';
+import type { BlockDevice, Extent, HostRange, WriteZeroesOptions } from '../device/block-device.ts';
 import { SliceDevice } from '../device/slice.ts';
 import { Qcow2Error } from '../errors.ts';
 import { readPartitionTable } from '../format/partition/index.ts';
@@ -117,6 +117,10 @@ class OwningDevice implements BlockDevice {
 
   extents(offset: number, length: number): Iterable<Extent> {
     return this.#device.extents(offset, length);
+  }
+
+  hostRange(offset: number, length: number): HostRange | undefined {
+    return this.#device.hostRange?.(offset, length);
   }
 
   close(): void {

@@ -51,6 +51,14 @@ export interface WriteZeroesOptions {
   mayUnmap?: boolean;
 }
 
+/** Where bytes of a device are in a file of the host. */
+export interface HostRange {
+  /** The open file. Do not keep it: its number is another file's once the device is closed. */
+  descriptor: number;
+  /** Where the first byte is in the file. */
+  hostOffset: number;
+}
+
 /** An array of bytes: see the head of this file. */
 export interface BlockDevice extends Disposable {
   /** Bytes; not always a multiple of 512. */
@@ -75,6 +83,13 @@ export interface BlockDevice extends Disposable {
    * @throws {Qcow2Error} `OUT_OF_RANGE` if the range does not lie within the device
    */
   extents(offset: number, length: number): Iterable<Extent>;
+  /**
+   * Where all bytes of a range are in one piece in a file of the host, for system calls that move
+   * them without reading them; at least 1 byte.
+   * @returns undefined if they are not, or the device may be written, or it does not know
+   * @throws {Qcow2Error} what reading them would throw
+   */
+  hostRange?(offset: number, length: number): HostRange | undefined;
   /** Releases what the device holds open; safe to call again. */
   close(): void;
 }

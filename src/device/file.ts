@@ -14,7 +14,7 @@ import type { Stats } from 'node:fs';
 import { hostError, Qcow2Error } from '../errors.ts';
 import { hostRunAt } from '../host/seek-hole.ts';
 import { checkRange } from './block-device.ts';
-import type { BlockDevice, Extent, WriteZeroesOptions } from './block-device.ts';
+import type { BlockDevice, Extent, HostRange, WriteZeroesOptions } from './block-device.ts';
 
 /** Options of {@link FileDevice}. */
 export interface FileDeviceOptions {
@@ -155,6 +155,11 @@ export class FileDevice implements BlockDevice {
       };
       at = runEnd;
     }
+  }
+
+  hostRange(offset: number, length: number): HostRange | undefined {
+    checkRange(offset, length, this.size);
+    return this.readOnly ? { descriptor: this.descriptor, hostOffset: offset } : undefined;
   }
 
   close(): void {

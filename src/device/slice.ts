@@ -1,7 +1,7 @@
 /** A part of another device, as a partition is. */
 
 import { checkRange } from './block-device.ts';
-import type { BlockDevice, Extent, WriteZeroesOptions } from './block-device.ts';
+import type { BlockDevice, Extent, HostRange, WriteZeroesOptions } from './block-device.ts';
 
 /** Which part of a device a {@link SliceDevice} shows. */
 export interface SliceRange {
@@ -59,6 +59,11 @@ export class SliceDevice implements BlockDevice {
     for (const extent of this.#parent.extents(this.start + offset, length)) {
       yield { ...extent, offset: extent.offset - this.start };
     }
+  }
+
+  hostRange(offset: number, length: number): HostRange | undefined {
+    checkRange(offset, length, this.size);
+    return this.#parent.hostRange?.(this.start + offset, length);
   }
 
   close(): void {

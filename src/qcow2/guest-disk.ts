@@ -5,7 +5,7 @@
 
 import type { ClusterDecoder } from '../compression/codec.ts';
 import { checkRange, mergeExtents, ReadOnlyDevice } from '../device/block-device.ts';
-import type { BlockDevice, Extent } from '../device/block-device.ts';
+import type { BlockDevice, Extent, HostRange } from '../device/block-device.ts';
 import { Qcow2Error } from '../errors.ts';
 import type { Qcow2Header } from '../format/qcow2/header.ts';
 import { encryptedError } from '../format/qcow2/header.ts';
@@ -85,6 +85,22 @@ export class GuestDisk extends ReadOnlyDevice {
   override *extents(offset: number, length: number): Generator<Extent> {
     checkRange(offset, length, this.size);
     yield* mergeExtents(this.#rawExtents(offset, length));
+  }
+
+  hostRange(offset: number, length: number): HostRange | undefined {
+    checkRange(offset, length, this.size);
+    if (length === 0) return undefined;
+    this.#lookup(offset, length);
+    const { kind, hostOffset, length: runLength } = this.#mapping;
+    if (runLength < length) return undefined;
+    const { backing, dataFile } = this.context;
+    if (kind === RunKind.DATA) {
+      const isStored = hostOffset + length <= dataFile.size;
+      return isStored ? dataFile.hostRange?.(hostOffset, length) : undefined;
+    }
+    if (kind !== RunKind.UNALLOCATED || backing === undefined) return undefined;
+    const isBehind = offset + length <= backing.size;
+    return isBehind ? backing.hostRange?.(offset, length) : undefined;
   }
 
   override close(): void {

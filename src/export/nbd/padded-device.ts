@@ -6,7 +6,7 @@
  */
 
 import { checkRange, ReadOnlyDevice } from '../../device/block-device.ts';
-import type { BlockDevice, Extent } from '../../device/block-device.ts';
+import type { BlockDevice, Extent, HostRange } from '../../device/block-device.ts';
 import { alignUp } from '../../util/bytes.ts';
 
 const SECTOR_BYTES = 512;
@@ -48,6 +48,12 @@ class PaddedDevice extends ReadOnlyDevice {
       present: true,
       depth: 0,
     };
+  }
+
+  hostRange(offset: number, length: number): HostRange | undefined {
+    checkRange(offset, length, this.size);
+    const isWhole = offset + length <= this.#device.size;
+    return isWhole ? this.#device.hostRange?.(offset, length) : undefined;
   }
 
   override close(): void {
