@@ -118,6 +118,7 @@ const HOST_REASONS: Record<string, string> = {
   EACCES: 'permission denied',
   EBADF: 'the file was closed',
   EBUSY: 'it is in use',
+  EDQUOT: 'the disk quota is used up',
   EEXIST: 'it exists already',
   EFBIG: 'the file would be larger than the filesystem allows',
   EIO: 'input/output error',
@@ -128,4 +129,5 @@ const HOST_REASONS: Record<string, string> = {
   ENOTDIR: 'a part of its path is not a directory',
   EPERM: 'operation not permitted',
   EROFS: 'the filesystem is read-only',
+  ETXTBSY: 'it is in use',
 };

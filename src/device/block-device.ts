@@ -95,6 +95,20 @@ export interface BlockDevice extends Disposable {
 }
 
 /**
+ * A device that holds an image's file: it can change its size, and writes past its end may grow it.
+ * What lies between the old end and such a write reads as zeroes.
+ */
+export interface HostFile extends BlockDevice {
+  /**
+   * Makes it `size` bytes long; new bytes read as zeroes.
+   * @throws {Qcow2Error} `READ_ONLY`, or `HOST` if that is not possible
+   */
+  resize(size: number): void;
+  /** Stores all of `parts`, one after the other, at `offset`, with as few host writes as it can. */
+  writeParts(parts: readonly Uint8Array[], offset: number): void;
+}
+
+/**
  * Checks that `[offset, offset + length)` lies within `size` bytes.
  * @throws {Qcow2Error} `OUT_OF_RANGE`
  */

@@ -2,61 +2,74 @@
 
 import {
   closeSync,
-  constants,
+  fdatasyncSync,
   fstatSync,
-  fsyncSync,
-  openSync,
-  readFileSync,
+  ftruncateSync,
   readSync,
   writeSync,
+  writevSync,
 } from 'node:fs';
-import type { Stats } from 'node:fs';
 import { hostError, Qcow2Error } from '../errors.ts';
+import { fallocate } from '../host/fallocate.ts';
+import type { FallocateMode } from '../host/fallocate.ts';
 import { hostRunAt } from '../host/seek-hole.ts';
 import { checkRange } from './block-device.ts';
-import type { BlockDevice, Extent, HostRange, WriteZeroesOptions } from './block-device.ts';
+import type { Extent, HostFile, HostRange, WriteZeroesOptions } from './block-device.ts';
+import { openHostFile } from './open-file.ts';
 
 /** Options of {@link FileDevice}. */
 export interface FileDeviceOptions {
   /** Open for writing too (default false). */
   writable?: boolean;
+  /** Let writes past the end of a regular file make it longer (default false: refuse them). */
+  growable?: boolean;
 }
 
 const ZEROES = Buffer.alloc(1024 * 1024);
 
-/** A host file as a device. Its size is the file's at the time it was opened. */
-export class FileDevice implements BlockDevice {
+/** Linux moves less than 2 GiB in one call, and Node refuses to ask for more. */
+const MAX_TRANSFER_BYTES = 1024 * 1024 * 1024;
+
+/**
+ * A host file as a device.
+ *
+ * Its size is what it was when the file was opened, and what writing and resizing by this object
+ * made of it since. That somebody else made the file shorter is found where it shows: by reads, by
+ * writes at the end, and by {@link flush}.
+ */
+export class FileDevice implements HostFile {
   /** Path that it was opened by. */
   readonly path: string;
   readonly readOnly: boolean;
-  readonly size: number;
   /** Device and inode of the file, which tell whether two paths are one file. */
   readonly identity: string;
   /** Whether it is a block device rather than a regular file. */
   readonly isBlockDevice: boolean;
+  /** Whether writes past the end make the file longer. */
+  growable: boolean;
   #fd: number;
+  #size: number;
+  /** The first flush that failed; see {@link flush}. */
+  #lostWrites: unknown;
 
   /**
    * @throws {Qcow2Error} `HOST` if it cannot be opened, `UNKNOWN_FORMAT` if it is neither a file
    * nor a block device
    */
-  constructor(path: string, { writable = false }: FileDeviceOptions = {}) {
+  constructor(path: string, { writable = false, growable = false }: FileDeviceOptions = {}) {
     this.path = path;
     this.readOnly = !writable;
-    // Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
-    const flags = (writable ? constants.O_RDWR : constants.O_RDONLY) | constants.O_NONBLOCK;
-    let fd: number | undefined;
-    try {
-      fd = openSync(path, flags);
-      const stats = fstatSync(fd);
-      this.size = sizeOf(path, stats);
-      this.identity = `${stats.dev}:${stats.ino}`;
-      this.isBlockDevice = stats.isBlockDevice();
-      this.#fd = fd;
-    } catch (error) {
-      if (fd !== undefined) closeSync(fd);
-      throw error instanceof Qcow2Error ? error : hostError('cannot open', path, error);
-    }
+    this.growable = growable;
+    const { fd, size, stats } = openHostFile(path, { writable });
+    this.#fd = fd;
+    this.#size = size;
+    this.identity = `${stats.dev}:${stats.ino}`;
+    this.isBlockDevice = stats.isBlockDevice();
+  }
+
+  /** Bytes that can be read. */
+  get size(): number {
+    return this.#size;
   }
 
   /** Bytes that the file occupies on its filesystem. */
@@ -95,44 +108,111 @@ export class FileDevice implements BlockDevice {
   }
 
   /**
-   * Stores all of `source` at `offset`.
-   * @throws {Qcow2Error} `READ_ONLY`, `OUT_OF_RANGE`, or `HOST` if the host refuses
+   * Stores all of `source` at `offset`. If it fails, any part of the range may have been written.
+   *
+   * @throws {Qcow2Error} `READ_ONLY`; `OUT_OF_RANGE` past the end of a file that is not growable;
+   * `TRUNCATED` where the file shrank; `HOST` if the host refuses or has no space
    */
   write(source: Uint8Array, offset: number): void {
     const { length } = source;
-    this.#checkWritable();
-    checkRange(offset, length, this.size);
+    this.#prepareWrite(offset, length);
     const fd = this.descriptor;
-    let done = 0;
-    try {
-      while (done < length) done += writeSync(fd, source, done, length - done, offset + done);
-    } catch (error) {
-      throw hostError(`cannot write ${length} bytes at offset ${offset}`, this.path, error);
-    }
-  }
-
-  writeZeroes(offset: number, length: number, _options?: WriteZeroesOptions): void {
-    checkRange(offset, length, this.size);
-    for (let done = 0; done < length; done += ZEROES.length) {
-      this.write(ZEROES.subarray(0, Math.min(ZEROES.length, length - done)), offset + done);
-    }
-  }
-
-  discard(offset: number, length: number): void {
-    // A hint: keeping the bytes honours it.
-    this.#checkWritable();
-    checkRange(offset, length, this.size);
+    this.#transfer(offset, length, (done) => {
+      const count = Math.min(length - done, MAX_TRANSFER_BYTES);
+      return writeSync(fd, source, done, count, offset + done);
+    });
   }
 
   /**
-   * Returns once everything written would survive a power cut (fsync(2)).
-   * @throws {Qcow2Error} `HOST` if the host cannot promise it
+   * Stores all of `parts`, one after the other, at `offset`: one call to the host for all of them.
+   * Otherwise as {@link write}.
+   *
+   * @throws {Qcow2Error} as {@link write}
+   */
+  writeParts(parts: readonly Uint8Array[], offset: number): void {
+    const length = parts.reduce((sum, part) => sum + part.length, 0);
+    this.#prepareWrite(offset, length);
+    const fd = this.descriptor;
+    this.#transfer(offset, length, (done) => writevSync(fd, partsFrom(parts, done), offset + done));
+  }
+
+  /**
+   * Makes a range read as zeroes, by the filesystem where it can and by writing them otherwise.
+   * Grows a growable file as {@link write} does.
+   *
+   * @throws {Qcow2Error} as {@link write}
+   */
+  writeZeroes(offset: number, length: number, options: WriteZeroesOptions = {}): void {
+    const { mayUnmap = false } = options;
+    this.#prepareWrite(offset, length);
+    const end = offset + length;
+    const inside = Math.max(Math.min(end, this.#size) - offset, 0);
+    const punched = mayUnmap && this.#fallocate('punch-hole', offset, inside);
+    if (!punched && !this.#fallocate('zero-range', offset, inside)) {
+      this.#storeZeroes(offset, inside);
+    }
+    if (end <= this.#size || length === 0) return;
+    if (mayUnmap) this.resize(end);
+    else this.#appendZeroes(offset + inside, end);
+  }
+
+  /**
+   * Gives the space of a range back to the filesystem if that is possible; keeps it otherwise.
+   * @throws {Qcow2Error} `READ_ONLY` or `OUT_OF_RANGE`
+   */
+  discard(offset: number, length: number): void {
+    this.#checkWritable();
+    checkRange(offset, length, this.#size);
+    try {
+      this.#fallocate('punch-hole', offset, length);
+    } catch (error) {
+      // A hint: keeping the bytes honours it. Filesystems may need space even to free some.
+      if (!(error instanceof Qcow2Error && error.code === 'HOST')) throw error;
+    }
+  }
+
+  /**
+   * Makes the file `size` bytes long; new bytes read as zeroes. A block device keeps its size.
+   *
+   * @throws {Qcow2Error} `READ_ONLY`; `HOST` if the host refuses, or a block device is smaller
+   */
+  resize(size: number): void {
+    this.#checkWritable();
+    checkRange(0, size, Number.MAX_SAFE_INTEGER);
+    if (this.isBlockDevice) {
+      if (size > this.#size) throw this.#cannotGrow(size);
+      return;
+    }
+    try {
+      ftruncateSync(this.descriptor, size);
+    } catch (error) {
+      throw hostError(`cannot make the file ${size} bytes long`, this.path, error);
+    }
+    this.#size = size;
+  }
+
+  /**
+   * Returns once everything written would survive a power cut (fdatasync(2)).
+   *
+   * Once this has failed it goes on failing: the kernel reports lost writes only once, and a later
+   * success would not mean that they reached the disk.
+   *
+   * @throws {Qcow2Error} `HOST` if the host cannot promise it, `TRUNCATED` if the file shrank
    */
   flush(): void {
     if (this.readOnly) return;
+    if (this.#lostWrites !== undefined) {
+      throw new Qcow2Error('HOST', 'an earlier flush failed, and what was written may be lost', {
+        file: this.path,
+        hint: 'close the image, check the disk and its cable, then check the image',
+        cause: this.#lostWrites,
+      });
+    }
+    this.#checkNotShrunk();
     try {
-      fsyncSync(this.descriptor);
+      fdatasyncSync(this.descriptor);
     } catch (error) {
+      this.#lostWrites = error;
       throw hostError('cannot flush', this.path, error);
     }
   }
@@ -177,20 +257,89 @@ export class FileDevice implements BlockDevice {
       throw new Qcow2Error('READ_ONLY', 'the file was opened for reading', { file: this.path });
     }
   }
+
+  #prepareWrite(offset: number, length: number): void {
+    this.#checkWritable();
+    const end = offset + length;
+    if (end > this.#size && this.growable) {
+      if (this.isBlockDevice) throw this.#cannotGrow(end);
+      checkRange(offset, length, Number.MAX_SAFE_INTEGER);
+      this.#checkNotShrunk();
+    } else {
+      checkRange(offset, length, this.#size);
+    }
+  }
+
+  /** Calls `step` until `length` bytes are stored; it stores some, and returns how many. */
+  #transfer(offset: number, length: number, step: (done: number) => number): void {
+    let done = 0;
+    try {
+      while (done < length) {
+        const count = step(done);
+        // Never seen, but waiting for it to end would be waiting for ever.
+        if (count === 0) throw Object.assign(new Error('nothing was written'), { code: 'EIO' });
+        done += count;
+      }
+    } catch (error) {
+      throw hostError(`cannot write ${length} bytes at offset ${offset}`, this.path, error);
+    } finally {
+      // What was stored is there, even if the rest failed.
+      this.#size = Math.max(this.#size, done === 0 ? 0 : offset + done);
+    }
+  }
+
+  #storeZeroes(offset: number, length: number): void {
+    for (let done = 0; done < length; done += ZEROES.length) {
+      this.write(ZEROES.subarray(0, Math.min(ZEROES.length, length - done)), offset + done);
+    }
+  }
+
+  /** Zeroes that have space on the disk, at or past the end. */
+  #appendZeroes(offset: number, end: number): void {
+    const length = end - offset;
+    // Beyond the end, reserving space is zeroing it; some filesystems know only this.
+    if (
+      this.#fallocate('zero-range', offset, length) ||
+      this.#fallocate('allocate', offset, length)
+    )
+      this.#size = end;
+    else this.#storeZeroes(offset, length);
+  }
+
+  #fallocate(mode: FallocateMode, offset: number, length: number): boolean {
+    return fallocate(mode, { fd: this.descriptor, offset, length, path: this.path });
+  }
+
+  #cannotGrow(size: number): Qcow2Error {
+    const problem = `no space left: the block device has ${this.#size} bytes, not ${size}`;
+    return new Qcow2Error('HOST', problem, {
+      file: this.path,
+      hint: 'make the device larger and open the image again',
+      cause: Object.assign(new Error(problem), { code: 'ENOSPC' }),
+    });
+  }
+
+  /** Finds that somebody else made the file shorter, before its lost part becomes a silent hole. */
+  #checkNotShrunk(): void {
+    if (this.isBlockDevice) return;
+    const { size } = fstatSync(this.descriptor);
+    if (size >= this.#size) return;
+    throw new Qcow2Error(
+      'TRUNCATED',
+      `the file became shorter while it was open: ${size} instead of ${this.#size} bytes`,
+      { file: this.path, hint: 'something else changed it; close it and check it' },
+    );
+  }
 }
 
-function sizeOf(path: string, stats: Stats): number {
-  if (stats.isFile()) return stats.size;
-  if (stats.isBlockDevice()) return blockDeviceSize(stats.rdev);
-  const kind = stats.isDirectory() ? 'a directory' : 'neither a file nor a block device';
-  throw new Qcow2Error('UNKNOWN_FORMAT', `it is ${kind}, not a disk image`, { file: path });
-}
-
-/** Size of a block device by its number; stat(2) says 0 for all of them. */
-function blockDeviceSize(rdev: number): number {
-  // The kernel's encoding: 12 bits of major, 20 of minor in two parts.
-  const major = Math.floor(rdev / 256) & 0xfff;
-  const minor = (rdev & 0xff) | (Math.floor(rdev / 4096) & 0xfff00);
-  const sectors = readFileSync(`/sys/dev/block/${major}:${minor}/size`, 'utf8');
-  return Number(sectors) * 512;
+/** The buffers that are left when the first `done` bytes of `parts` have been stored. */
+function partsFrom(parts: readonly Uint8Array[], done: number): Uint8Array[] {
+  const left: Uint8Array[] = [];
+  let start = 0;
+  for (const part of parts) {
+    const skip = Math.min(Math.max(done - start, 0), part.length);
+    if (skip < part.length) left.push(skip === 0 ? part : part.subarray(skip));
+    start += part.length;
+  }
+  return left;
 }

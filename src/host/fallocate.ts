@@ -7,6 +7,9 @@ const FALLOC_FL_KEEP_SIZE = 0x01;
 const FALLOC_FL_PUNCH_HOLE = 0x02;
 const FALLOC_FL_ZERO_RANGE = 0x10;
 
+/** Those that writing would meet too; EINTR is met by asking again. */
+const ERRORS = ['EINTR', 'ENOSPC', 'EDQUOT', 'EIO', 'EFBIG'];
+
 /** What to do with a range of a file. */
 export type FallocateMode =
   /** Reserve space; bytes that exist keep their content, others read as zeroes. */
@@ -52,8 +55,13 @@ export function fallocate(mode: FallocateMode, { fd, offset, length, path }: Fil
   for (;;) {
     if (Number(fallocateFunction(fd, FLAGS[mode], offset, length)) === 0) return true;
     const errno = libc.errno();
-    const name = ['EINTR', 'ENOSPC', 'EIO', 'EFBIG'].find((key) => libc.errnos[key] === errno);
+    const name = ERRORS.find((key) => libc.errnos[key] === errno);
     if (name === undefined) return false;
-    if (name !== 'EINTR') throw hostError(`cannot ${mode}`, path, { code: name });
+    if (name !== 'EINTR') throw hostError(failedAction(mode, offset, length), path, { code: name });
   }
+}
+
+function failedAction(mode: FallocateMode, offset: number, length: number): string {
+  const verb = { allocate: 'reserve', 'punch-hole': 'free', 'zero-range': 'zero' }[mode];
+  return `cannot ${verb} ${length} bytes at offset ${offset}`;
 }
