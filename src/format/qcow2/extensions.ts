@@ -41,9 +41,11 @@ export interface EncryptionHeaderPointer {
   length: number;
 }
 
-/** An extension that is not understood here, kept as it is. */
-export interface UnknownExtension {
+/** An extension as its bytes. */
+export interface RawExtension {
+  /** See {@link ExtensionType}. */
   type: number;
+  /** Without the padding. */
   data: Uint8Array;
 }
 
@@ -54,7 +56,8 @@ export interface HeaderExtensions {
   bitmaps: BitmapsExtension | undefined;
   encryptionHeader: EncryptionHeaderPointer | undefined;
   featureNames: FeatureName[];
-  unknown: UnknownExtension[];
+  /** Those that are not understood here, kept as they are. */
+  unknown: RawExtension[];
 }
 
 /** What the extensions lie in. */
@@ -67,6 +70,42 @@ export interface ExtensionArea {
   end: number;
   /** Bytes of a cluster. */
   clusterSize: number;
+}
+
+/** The extensions of an area, not decoded. */
+export interface ExtensionList {
+  /** In the order of the image; their data are parts of the first cluster, not copies. */
+  extensions: (RawExtension & { dataOffset: number })[];
+  /** Where the list ends: after the end marker, or where there was no room for one. */
+  end: number;
+}
+
+/**
+ * Takes the extensions apart up to the end marker.
+ * @throws {Qcow2Error} `CORRUPT`, if one does not fit
+ */
+export function splitExtensions({ firstCluster, start, ...area }: ExtensionArea): ExtensionList {
+  const extensions: ExtensionList['extensions'] = [];
+  const end = Math.min(area.end, firstCluster.length);
+  const reader = new FieldReader(firstCluster, 'header extension', 0);
+  let at = start;
+  while (at + 8 <= end) {
+    const type = reader.u32(at);
+    const length = reader.u32(at + 4);
+    const dataOffset = at + 8;
+    if (type === ExtensionType.END) return { extensions, end: dataOffset };
+    if (length > end - dataOffset) {
+      throw reader.error(
+        'CORRUPT',
+        at,
+        `extension 0x${type.toString(16)} of ${length} bytes does not fit before offset ${end}`,
+      );
+    }
+    const data = firstCluster.subarray(dataOffset, dataOffset + length);
+    extensions.push({ type, data, dataOffset });
+    at = dataOffset + alignUp(length, 8);
+  }
+  return { extensions, end: Math.min(at, end) };
 }
 
 /**
@@ -82,25 +121,9 @@ export function decodeExtensions(area: ExtensionArea): HeaderExtensions {
     featureNames: [],
     unknown: [],
   };
-  const { firstCluster, start } = area;
-  const end = Math.min(area.end, firstCluster.length);
-  const reader = new FieldReader(firstCluster, 'header extension', 0);
-  let at = start;
-  while (at + 8 <= end) {
-    const type = reader.u32(at);
-    const length = reader.u32(at + 4);
-    if (type === ExtensionType.END) break;
-    const dataStart = at + 8;
-    if (length > end - dataStart) {
-      throw reader.error(
-        'CORRUPT',
-        at,
-        `extension 0x${type.toString(16)} of ${length} bytes does not fit before offset ${end}`,
-      );
-    }
-    const data = firstCluster.subarray(dataStart, dataStart + length);
-    decodeExtension(extensions, type, new FieldReader(data, extensionName(type), dataStart), area);
-    at = dataStart + alignUp(length, 8);
+  for (const { type, data, dataOffset } of splitExtensions(area).extensions) {
+    const reader = new FieldReader(data, extensionName(type), dataOffset);
+    decodeExtension(extensions, type, reader, area);
   }
   return extensions;
 }

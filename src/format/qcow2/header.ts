@@ -184,7 +184,7 @@ export function decodeHeader(firstCluster: Uint8Array): Qcow2Header {
     clusterSize,
     size,
     encryption: decodeEncryption(reader),
-    ...decodeTables(reader, { clusterSize, clustersPerL2: l2Entries, size }),
+    ...decodeTables(reader, { clusterSize, l2Entries, size }),
     refcountOrder: decodeRefcountOrder(reader, version),
     ...features,
     compressionType: decodeCompressionType(reader, headerLength, features.incompatibleFeatures),
@@ -278,12 +278,34 @@ function decodeFeatures(reader: FieldReader, version: 2 | 3, { featureNames }: H
       `it needs a feature that is not known here: ${described}`,
     );
   }
+  const words = { incompatibleFeatures, compatibleFeatures, autoclearFeatures };
+  return { ...words, ...featureFlags(words) };
+}
+
+/** The three feature fields of a header; all zero in version 2. */
+export type FeatureWords = Pick<
+  Qcow2Header,
+  'incompatibleFeatures' | 'compatibleFeatures' | 'autoclearFeatures'
+>;
+
+/** The fields of a header that tell what its feature bits say. */
+export type FeatureFlags = Pick<
+  Qcow2Header,
+  | 'isDirty'
+  | 'isCorrupt'
+  | 'hasLazyRefcounts'
+  | 'hasExtendedL2'
+  | 'hasExternalDataFile'
+  | 'isDataFileRaw'
+  | 'areBitmapsValid'
+>;
+
+/** What the feature bits say. */
+export function featureFlags(words: FeatureWords): FeatureFlags {
+  const { incompatibleFeatures, compatibleFeatures, autoclearFeatures } = words;
   const has = (features: bigint, bit: bigint): boolean => (features & bit) !== 0n;
   const hasExternalDataFile = has(incompatibleFeatures, IncompatibleFeature.EXTERNAL_DATA_FILE);
   return {
-    incompatibleFeatures,
-    compatibleFeatures,
-    autoclearFeatures,
     isDirty: has(incompatibleFeatures, IncompatibleFeature.DIRTY),
     isCorrupt: has(incompatibleFeatures, IncompatibleFeature.CORRUPT),
     hasLazyRefcounts: has(compatibleFeatures, CompatibleFeature.LAZY_REFCOUNTS),
@@ -347,13 +369,17 @@ function decodeEncryption(reader: FieldReader): Qcow2Header['encryption'] {
 }
 
 /** What the bounds of the tables depend on. */
-interface Geometry {
-  clusterSize: number;
-  clustersPerL2: number;
-  size: number;
+type Geometry = Pick<Qcow2Header, 'clusterSize' | 'l2Entries' | 'size'>;
+
+/** Entries of the L1 table that a disk of `size` bytes needs. */
+export function l1EntriesFor(
+  size: number,
+  { clusterSize, l2Entries }: Pick<Qcow2Header, 'clusterSize' | 'l2Entries'>,
+): number {
+  return Math.ceil(size / (clusterSize * l2Entries));
 }
 
-function decodeTables(reader: FieldReader, { clusterSize, clustersPerL2, size }: Geometry) {
+function decodeTables(reader: FieldReader, { clusterSize, l2Entries, size }: Geometry) {
   const tableOffset = (field: number, name: string): number => {
     const offset = reader.u64(field, name);
     if (offset % clusterSize !== 0) {
@@ -373,7 +399,7 @@ function decodeTables(reader: FieldReader, { clusterSize, clustersPerL2, size }:
       `an L1 table of ${l1Size} entries is too large`,
     );
   }
-  const l1SizeNeeded = Math.ceil(size / (clusterSize * clustersPerL2));
+  const l1SizeNeeded = l1EntriesFor(size, { clusterSize, l2Entries });
   if (l1SizeNeeded > MAX_L1_BYTES / 8) {
     throw reader.error(
       'TOO_LARGE',
