@@ -1,9 +1,10 @@
-/** Reading refcounts (specification: "Host cluster management"). */
+/** Refcounts as a block holds them, and reading those of an image (specification: "Host cluster management"). */
 
 import type { BlockDevice } from '../device/block-device.ts';
 import type { Qcow2Header } from '../format/qcow2/header.ts';
 import { entryOffset } from '../format/qcow2/l2-entry.ts';
-import { readU16, readU32, TWO_32 } from '../util/bytes.ts';
+import { assert } from '../util/assert.ts';
+import { readU16, readU32, TWO_32, writeU16, writeU32, writeU64 } from '../util/bytes.ts';
 
 /** Reads the refcounts of an image, a block at a time. */
 export class RefcountReader {
@@ -67,6 +68,46 @@ export function refcountAt(block: Uint8Array, index: number, order: number): num
       const bits = 2 ** order;
       const bit = index * bits;
       return (block[bit >>> 3]! >>> (bit & 7)) & (2 ** bits - 1);
+    }
+  }
+}
+
+/** The highest count of an order that is told exactly: below 2^53, which no cluster's is near to. */
+export function maxRefcount(order: number): number {
+  return order === 6 ? Number.MAX_SAFE_INTEGER : 2 ** (2 ** order) - 1;
+}
+
+/**
+ * Sets the refcount at `index` of a refcount block, as {@link refcountAt} reads it.
+ *
+ * @param count 0 to {@link maxRefcount} of the order
+ */
+export function setRefcountAt(
+  block: Uint8Array,
+  index: number,
+  order: number,
+  count: number,
+): void {
+  assert(count >= 0 && count <= maxRefcount(order), 'a refcount fits into its bits');
+  switch (order) {
+    case 3:
+      block[index] = count;
+      return;
+    case 4:
+      writeU16(block, 2 * index, count);
+      return;
+    case 5:
+      writeU32(block, 4 * index, count);
+      return;
+    case 6:
+      writeU64(block, 8 * index, count);
+      return;
+    default: {
+      const bits = 2 ** order;
+      const bit = index * bits;
+      const shift = bit & 7;
+      const kept = block[bit >>> 3]! & ~((2 ** bits - 1) << shift);
+      block[bit >>> 3] = kept | (count << shift);
     }
   }
 }

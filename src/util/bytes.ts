@@ -68,6 +68,12 @@ export function writeU64(bytes: Uint8Array, offset: number, value: number): void
   writeU32(bytes, offset + 4, value % TWO_32);
 }
 
+/** Writes the low 64 bits of `value` as an unsigned 64-bit big-endian integer. */
+export function writeU64BigInt(bytes: Uint8Array, offset: number, value: bigint): void {
+  writeU32(bytes, offset, Number((value >> 32n) & 0xffff_ffffn));
+  writeU32(bytes, offset + 4, Number(value & 0xffff_ffffn));
+}
+
 /** `value` rounded up to a multiple of `alignment`; exact for all safe integers. */
 export function alignUp(value: number, alignment: number): number {
   const rest = value % alignment;

@@ -6,14 +6,14 @@ import {
   MAX_BITMAP_TABLE_ENTRIES,
   MIN_BITMAP_GRANULARITY_BITS,
 } from '../../limits.ts';
-import { alignUp } from '../../util/bytes.ts';
+import { alignUp, writeU16, writeU32, writeU64 } from '../../util/bytes.ts';
 import { FieldReader } from './field-reader.ts';
 
 /** Bytes of a directory entry before its extra data. */
 const ENTRY_BYTES = 24;
 
 /** Offsets of a directory entry's fields. */
-const EntryField = {
+export const BitmapEntryField = {
   TABLE_OFFSET: 0,
   TABLE_SIZE: 8,
   FLAGS: 12,
@@ -47,6 +47,8 @@ export interface BitmapEntry {
   /** Entries of the bitmap table. */
   tableSize: number;
   extraData: Uint8Array;
+  /** The name as its bytes, where the text does not say them exactly. */
+  nameBytes?: Uint8Array;
   /** Host offset of the entry. */
   offset: number;
 }
@@ -103,56 +105,84 @@ function entryLength(reader: FieldReader): number {
   if (available < ENTRY_BYTES) {
     throw reader.error('CORRUPT', 0, 'it does not fit into the directory');
   }
-  const nameSize = reader.u16(EntryField.NAME_SIZE);
-  const length = alignUp(ENTRY_BYTES + reader.u32(EntryField.EXTRA_SIZE) + nameSize, 8);
+  const nameSize = reader.u16(BitmapEntryField.NAME_SIZE);
+  const length = alignUp(ENTRY_BYTES + reader.u32(BitmapEntryField.EXTRA_SIZE) + nameSize, 8);
   if (length > available) throw reader.error('CORRUPT', 0, 'it does not fit into the directory');
   return length;
 }
 
 function decodeEntry(reader: FieldReader): BitmapEntry {
-  const flags = reader.u32(EntryField.FLAGS);
+  const flags = reader.u32(BitmapEntryField.FLAGS);
   if ((flags & ~KNOWN_FLAGS) !== 0) {
     throw reader.error(
       'CORRUPT',
-      EntryField.FLAGS,
+      BitmapEntryField.FLAGS,
       `reserved flags are set (0x${flags.toString(16)})`,
     );
   }
-  const type = reader.bytes[EntryField.TYPE]!;
+  const type = reader.bytes[BitmapEntryField.TYPE]!;
   if (type !== DIRTY_TRACKING_BITMAP) {
-    throw reader.error('UNSUPPORTED', EntryField.TYPE, `bitmap type ${type} is not known`);
+    throw reader.error('UNSUPPORTED', BitmapEntryField.TYPE, `bitmap type ${type} is not known`);
   }
-  const granularityBits = reader.bytes[EntryField.GRANULARITY_BITS]!;
+  const granularityBits = reader.bytes[BitmapEntryField.GRANULARITY_BITS]!;
   if (
     granularityBits < MIN_BITMAP_GRANULARITY_BITS ||
     granularityBits > MAX_BITMAP_GRANULARITY_BITS
   ) {
     throw reader.error(
       'CORRUPT',
-      EntryField.GRANULARITY_BITS,
+      BitmapEntryField.GRANULARITY_BITS,
       `granularity_bits is ${granularityBits}, not ${MIN_BITMAP_GRANULARITY_BITS} to ${MAX_BITMAP_GRANULARITY_BITS}`,
     );
   }
-  const tableSize = reader.u32(EntryField.TABLE_SIZE);
+  const tableSize = reader.u32(BitmapEntryField.TABLE_SIZE);
   if (tableSize === 0 || tableSize > MAX_BITMAP_TABLE_ENTRIES) {
     throw reader.error(
       'TOO_LARGE',
-      EntryField.TABLE_SIZE,
+      BitmapEntryField.TABLE_SIZE,
       `a table of ${tableSize} entries is out of bounds`,
     );
   }
-  const nameSize = reader.u16(EntryField.NAME_SIZE);
+  const nameSize = reader.u16(BitmapEntryField.NAME_SIZE);
   if (nameSize === 0 || nameSize > MAX_BITMAP_NAME_BYTES) {
-    throw reader.error('CORRUPT', EntryField.NAME_SIZE, `its name cannot have ${nameSize} bytes`);
+    throw reader.error(
+      'CORRUPT',
+      BitmapEntryField.NAME_SIZE,
+      `its name cannot have ${nameSize} bytes`,
+    );
   }
-  const extraSize = reader.u32(EntryField.EXTRA_SIZE);
+  const extraSize = reader.u32(BitmapEntryField.EXTRA_SIZE);
+  const name = reader.exactText(ENTRY_BYTES + extraSize, nameSize);
   return {
-    name: reader.text(ENTRY_BYTES + extraSize, nameSize),
+    name: name.text,
     granularity: 2 ** granularityBits,
     flags,
-    tableOffset: reader.u64(EntryField.TABLE_OFFSET, 'bitmap_table_offset'),
+    tableOffset: reader.u64(BitmapEntryField.TABLE_OFFSET, 'bitmap_table_offset'),
     tableSize,
     extraData: Uint8Array.from(reader.bytes.subarray(ENTRY_BYTES, ENTRY_BYTES + extraSize)),
+    ...(name.isExact ? {} : { nameBytes: name.bytes }),
     offset: reader.base,
   };
+}
+
+/** Encodes a bitmap directory, each entry padded to 8 bytes. Where they were does not matter. */
+export function encodeBitmapDirectory(entries: readonly BitmapEntry[]): Uint8Array {
+  return Buffer.concat(entries.map(encodeEntry));
+}
+
+function encodeEntry(entry: BitmapEntry): Uint8Array {
+  const { extraData } = entry;
+  const name = entry.nameBytes ?? Buffer.from(entry.name);
+  const nameStart = ENTRY_BYTES + extraData.length;
+  const bytes = new Uint8Array(alignUp(nameStart + name.length, 8));
+  writeU64(bytes, BitmapEntryField.TABLE_OFFSET, entry.tableOffset);
+  writeU32(bytes, BitmapEntryField.TABLE_SIZE, entry.tableSize);
+  writeU32(bytes, BitmapEntryField.FLAGS, entry.flags);
+  bytes[BitmapEntryField.TYPE] = DIRTY_TRACKING_BITMAP;
+  bytes[BitmapEntryField.GRANULARITY_BITS] = Math.log2(entry.granularity);
+  writeU16(bytes, BitmapEntryField.NAME_SIZE, name.length);
+  writeU32(bytes, BitmapEntryField.EXTRA_SIZE, extraData.length);
+  bytes.set(extraData, ENTRY_BYTES);
+  bytes.set(name, nameStart);
+  return bytes;
 }

@@ -46,6 +46,13 @@ export class FieldReader {
     return text.toString('utf8', 0, end < 0 ? length : end);
   }
 
+  /** The same with a copy of its bytes, and whether the text says them exactly. */
+  exactText(offset: number, length: number): { text: string; bytes: Uint8Array; isExact: boolean } {
+    const text = this.text(offset, length);
+    const bytes = Uint8Array.from(this.bytes.subarray(offset, offset + length));
+    return { text, bytes, isExact: Buffer.from(text).equals(bytes) };
+  }
+
   /** An error about the field at `offset`. */
   error(code: ErrorCode, offset: number, problem: string, hint?: string): Qcow2Error {
     const { structure, base } = this;

@@ -3,7 +3,7 @@
 import { COMPRESSION_TYPES } from '../../compression/codec.ts';
 import { Qcow2Error } from '../../errors.ts';
 import { MAX_BACKING_NAME_BYTES } from '../../limits.ts';
-import { readU32, readU64, writeU32, writeU64 } from '../../util/bytes.ts';
+import { readU32, readU64, writeU32, writeU64, writeU64BigInt } from '../../util/bytes.ts';
 import { encodeExtensions, extensionList } from './extensions-encode.ts';
 import { splitExtensions } from './extensions.ts';
 import type { RawExtension } from './extensions.ts';
@@ -42,10 +42,8 @@ export function encodeHeaderFields(bytes: Uint8Array, fields: Partial<HeaderFiel
   for (const [name, [offset, length]] of Object.entries(CHANGEABLE_FIELDS)) {
     const value = fields[name as keyof HeaderFields];
     if (value === undefined || offset >= bytes.length) continue;
-    if (typeof value === 'bigint') {
-      writeU32(bytes, offset, Number(value >> 32n));
-      writeU32(bytes, offset + 4, Number(value & 0xffff_ffffn));
-    } else if (length === 8) writeU64(bytes, offset, value);
+    if (typeof value === 'bigint') writeU64BigInt(bytes, offset, value);
+    else if (length === 8) writeU64(bytes, offset, value);
     else writeU32(bytes, offset, value);
   }
 }

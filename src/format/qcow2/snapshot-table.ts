@@ -1,6 +1,7 @@
 /** The snapshot table (specification: "Snapshots"): rows of varying length, padded to 8 bytes. */
 
 import { MAX_SNAPSHOT_EXTRA_BYTES } from '../../limits.ts';
+import { alignUp, TWO_32, writeU16, writeU32, writeU64, writeU64BigInt } from '../../util/bytes.ts';
 import type { FieldReader } from './field-reader.ts';
 
 /** Bytes of a row before its extra data. */
@@ -49,6 +50,8 @@ export interface SnapshotRow {
   icount: bigint | undefined;
   /** Extra data after the fields that are known, kept as it is. */
   unknownExtra: Uint8Array;
+  /** Id and name as their bytes, where the text does not say them exactly. */
+  texts?: { id: Uint8Array; name: Uint8Array };
   /** Host offset of the row. */
   offset: number;
   /** Bytes of the row, without the padding after it. */
@@ -81,10 +84,13 @@ export function decodeSnapshotRow(reader: FieldReader, currentDiskSize: number):
   const extra = SNAPSHOT_ROW_BYTES;
   const idStart = extra + extraSize;
   const idSize = reader.u16(RowField.ID_SIZE);
+  const nameSize = reader.u16(RowField.NAME_SIZE);
+  const id = reader.exactText(idStart, idSize);
+  const name = reader.exactText(idStart + idSize, nameSize);
   const has = (field: number): boolean => extraSize >= field + 8;
   return {
-    id: reader.text(idStart, idSize),
-    name: reader.text(idStart + idSize, reader.u16(RowField.NAME_SIZE)),
+    id: id.text,
+    name: name.text,
     l1Size: reader.u32(RowField.L1_SIZE),
     l1TableOffset: reader.u64(RowField.L1_TABLE_OFFSET, 'l1_table_offset'),
     dateSeconds: reader.u32(RowField.DATE_SECONDS),
@@ -104,11 +110,48 @@ export function decodeSnapshotRow(reader: FieldReader, currentDiskSize: number):
       extraSize > KNOWN_EXTRA_BYTES
         ? Uint8Array.from(reader.bytes.subarray(extra + KNOWN_EXTRA_BYTES, extra + extraSize))
         : NO_BYTES,
+    ...(id.isExact && name.isExact ? {} : { texts: { id: id.bytes, name: name.bytes } }),
     offset: reader.base,
     length: reader.bytes.length,
   };
 }
 
+const NO_ICOUNT = 0xffff_ffff_ffff_ffffn;
+
 function knownIcount(icount: bigint): bigint | undefined {
-  return icount === 0xffff_ffff_ffff_ffffn ? undefined : icount;
+  return icount === NO_ICOUNT ? undefined : icount;
+}
+
+/**
+ * Encodes the snapshot table, each row padded to 8 bytes, with the extra data that QEMU writes and
+ * whatever follows it. Where the rows were before does not matter.
+ */
+export function encodeSnapshotTable(rows: readonly SnapshotRow[]): Uint8Array {
+  return Buffer.concat(rows.map(encodeSnapshotRow));
+}
+
+function encodeSnapshotRow(row: SnapshotRow): Uint8Array {
+  const id = row.texts?.id ?? Buffer.from(row.id);
+  const name = row.texts?.name ?? Buffer.from(row.name);
+  const { vmStateSize, unknownExtra } = row;
+  const extra = SNAPSHOT_ROW_BYTES;
+  const idStart = extra + KNOWN_EXTRA_BYTES + unknownExtra.length;
+  const bytes = new Uint8Array(alignUp(idStart + id.length + name.length, 8));
+  writeU64(bytes, RowField.L1_TABLE_OFFSET, row.l1TableOffset);
+  writeU32(bytes, RowField.L1_SIZE, row.l1Size);
+  writeU16(bytes, RowField.ID_SIZE, id.length);
+  writeU16(bytes, RowField.NAME_SIZE, name.length);
+  writeU32(bytes, RowField.DATE_SECONDS, row.dateSeconds);
+  writeU32(bytes, RowField.DATE_NANOSECONDS, row.dateNanoseconds);
+  writeU64BigInt(bytes, RowField.VM_CLOCK, row.vmClockNanoseconds);
+  // As QEMU does: a size that does not fit is told by the extra data alone.
+  writeU32(bytes, RowField.VM_STATE_SIZE_32, vmStateSize < TWO_32 ? vmStateSize : 0);
+  writeU32(bytes, RowField.EXTRA_SIZE, KNOWN_EXTRA_BYTES + unknownExtra.length);
+  writeU64(bytes, extra + ExtraField.VM_STATE_SIZE, vmStateSize);
+  writeU64(bytes, extra + ExtraField.DISK_SIZE, row.diskSize);
+  writeU64BigInt(bytes, extra + ExtraField.ICOUNT, row.icount ?? NO_ICOUNT);
+  bytes.set(unknownExtra, extra + KNOWN_EXTRA_BYTES);
+  bytes.set(id, idStart);
+  bytes.set(name, idStart + id.length);
+  return bytes;
 }
