@@ -7,24 +7,15 @@
 
 import { openImage } from '../chain/open.ts';
 import type { Image, OpenImageOptions } from '../chain/open.ts';
+import { FileDevice } from '../device/file.ts';
 import { Qcow2Error } from '../errors.ts';
-import type { Qcow2Header } from '../format/qcow2/header.ts';
-import type { Qcow2Image } from '../qcow2/image.ts';
-import { checkBitmaps } from './check/bitmaps.ts';
-import { checkRefcountBlocks, compareRefcounts } from './check/compare-refcounts.ts';
-import { checkCopiedFlags } from './check/copied-flags.ts';
-import { MappingCheck } from './check/mapping-tables.ts';
-import { MetadataFile } from './check/metadata-file.ts';
-import { References } from './check/references.ts';
-import { CheckReport } from './check/report.ts';
-import type { ProblemListener } from './check/report.ts';
-import { SnapshotTable } from './check/snapshots.ts';
-import { StoredRefcounts } from './check/stored-refcounts.ts';
+import { checkMetadata } from '../qcow2/check/check-metadata.ts';
+import { CheckReport } from '../qcow2/check/check-report.ts';
+import type { ProblemListener } from '../qcow2/check/check-report.ts';
+import { readDamagedHeader } from '../qcow2/check/far-offsets.ts';
+import { Qcow2Image } from '../qcow2/image.ts';
 
-export type { CheckProblem, ProblemListener } from './check/report.ts';
-
-/** Host clusters that can be counted (QEMU). */
-const MAX_HOST_CLUSTERS = 2 ** 31 - 1;
+export type { CheckProblem, ProblemListener } from '../qcow2/check/check-report.ts';
 
 /** Options of {@link checkImage}. */
 export interface CheckOptions {
@@ -65,8 +56,24 @@ export function openForCheck(path: string, options: OpenImageOptions = {}): Imag
   try {
     return openImage(path, options);
   } catch (error) {
-    if (!(error instanceof Qcow2Error) || error.code !== 'REFUSED') throw error;
-    return openImage(path, { ...options, withoutBacking: true });
+    if (!(error instanceof Qcow2Error)) throw error;
+    if (error.code === 'REFUSED') return openImage(path, { ...options, withoutBacking: true });
+    const isDamaged = error.code === 'TOO_LARGE' || error.code === 'CORRUPT';
+    if (isDamaged && options.format !== 'raw') return openDamaged(path, error);
+    throw error;
+  }
+}
+
+/** Opens an image whose header is too damaged for reading, but not for a check. */
+function openDamaged(path: string, reason: Qcow2Error): Image {
+  const file = new FileDevice(path);
+  try {
+    const header = readDamagedHeader(file);
+    if (header.hasExternalDataFile && header.extensions.externalDataFile === undefined) throw reason;
+    return new Qcow2Image<Image>({ file, header, path });
+  } catch (error) {
+    file.close();
+    throw error instanceof Qcow2Error ? reason : error;
   }
 }
 
@@ -87,75 +94,6 @@ export function checkImage(image: Qcow2Image, { onProblem }: CheckOptions = {}):
   } catch (error) {
     throw error instanceof Qcow2Error ? error.inFile(image.path) : error;
   }
-}
-
-/** Checks everything in QEMU's order and returns the end of the last cluster in use. */
-function checkMetadata(image: Qcow2Image, report: CheckReport): number {
-  const { header } = image;
-  const { clusterSize, refcountOrder } = header;
-  const file = new MetadataFile(image.file);
-  if (file.size / clusterSize > MAX_HOST_CLUSTERS) {
-    throw new Qcow2Error('TOO_LARGE', `the file has more than ${MAX_HOST_CLUSTERS} clusters`, {
-      structure: 'image',
-      offset: 0,
-    });
-  }
-  const bitmaps = header.areBitmapsValid ? image.bitmaps : undefined;
-  if (bitmaps === undefined && header.extensions.bitmaps !== undefined) {
-    report.remark(
-      () =>
-        'warning: a program lacking bitmap support modified this file, so all bitmaps are now ' +
-        'considered inconsistent; their clusters may be leaked',
-    );
-  }
-  const stored = new StoredRefcounts(header, file);
-  const snapshots = new SnapshotTable(header, file);
-  snapshots.checkRows(report);
-  const references = new References(report, { fileSize: file.size, clusterSize, refcountOrder });
-  const mapping = new MappingCheck(header, { file, references, report });
-
-  references.add({ offset: 0, length: clusterSize });
-  checkMapping({ header, mapping, snapshots, report });
-  references.add({ offset: header.snapshotsOffset, length: snapshots.length });
-  references.add({ offset: header.refcountTableOffset, length: stored.tableSize * 8 });
-  references.add(header.extensions.encryptionHeader ?? { offset: 0, length: 0 });
-  if (bitmaps !== undefined) checkBitmaps({ header, bitmaps, file, references });
-  checkRefcountBlocks({ references, stored, report });
-  const highest = compareRefcounts({ references, stored, report });
-
-  // Where every count is as stored, none above one, and every flag is set, no flag can be wrong:
-  // that saves reading all tables again.
-  const isPlain = !references.counts.hasShared && !mapping.hasUncopied;
-  const isSound = report.corruptions + report.leaks + report.checkErrors === 0;
-  if (!isPlain || !isSound) checkCopiedFlags({ header, mapping, stored, report });
-  return (highest + 1) * clusterSize;
-}
-
-function checkMapping({
-  header,
-  mapping,
-  snapshots,
-  report,
-}: {
-  header: Qcow2Header;
-  mapping: MappingCheck;
-  snapshots: SnapshotTable;
-  report: CheckReport;
-}): void {
-  const active = {
-    offset: header.l1TableOffset,
-    size: header.l1Size,
-    isActive: true,
-    weight: 1,
-  };
-  // Rows that cannot be used are told of after the active tables.
-  const unlistened = new CheckReport(undefined);
-  for (const table of [active, ...snapshots.l1Tables(unlistened)]) mapping.register(table);
-  mapping.check(active);
-  if (header.hasExternalDataFile && header.snapshotCount > 0) {
-    report.corruption(() => `ERROR ${header.snapshotCount} snapshots in image with data file`);
-  }
-  for (const table of snapshots.l1Tables(report)) mapping.check(table);
 }
 
 function describe(image: Qcow2Image, report: CheckReport, endOffset: number): CheckResult {

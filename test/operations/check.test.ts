@@ -1,47 +1,23 @@
 /** checkImage beside qemu-img check, over images of all kinds and damage of all kinds. */
 
-import { closeSync, copyFileSync, ftruncateSync, openSync, writeSync } from 'node:fs';
+import { closeSync, copyFileSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { Qcow2Error } from '../../src/errors.ts';
 import { checkImage, openForCheck } from '../../src/operations/check.ts';
 import type { CheckResult } from '../../src/operations/check.ts';
-import { qemuImg, qemuIo, tryRun } from '../support/qemu.ts';
+import { qemuImg, qemuIo } from '../support/qemu.ts';
 import { sharedTemporaryDirectory } from '../support/temp.ts';
+import { check, qemuCheck } from './check-support.ts';
+import type { Outcome } from './check-support.ts';
 
-interface Outcome {
-  /** Undefined where the image cannot be checked at all. */
-  result: CheckResult | undefined;
-  /** Lines of messages, sorted: those of a table that is shared come together here. */
-  messages: string[];
-}
-
-function check(path: string): Outcome {
-  const messages: string[] = [];
-  try {
-    using image = openForCheck(path, { format: 'qcow2' });
-    if (image.format !== 'qcow2') throw new Error('it was opened as qcow2');
-    const onProblem = ({ message }: { message: string }): void => {
-      messages.push(...message.split('\n'));
-    };
-    return { result: checkImage(image, { onProblem }), messages: messages.sort() };
-  } catch (error) {
-    if (!(error instanceof Qcow2Error)) throw error;
-    return { result: undefined, messages };
-  }
-}
-
-function qemuCheck(path: string): Outcome {
-  const { stdout, stderr } = tryRun('qemu-img', ['check', '-f', 'qcow2', '--output=json', path]);
-  const lines = stderr.split('\n').filter((line) => line !== '' && !line.startsWith('qemu-img:'));
-  if (stdout === '') return { result: undefined, messages: [] };
-  return { result: JSON.parse(stdout) as CheckResult, messages: lines.sort() };
+function verdict({ result, messages }: Outcome): Partial<Outcome> {
+  return { result, messages };
 }
 
 /** The result of both, which have to agree. */
 function agreedCheck(path: string): CheckResult {
   const theirs = qemuCheck(path);
-  expect(check(path)).toEqual(theirs);
+  expect(verdict(check(path))).toEqual(verdict(theirs));
   return theirs.result!;
 }
 
@@ -51,6 +27,10 @@ function patch(path: string, offset: number, bytes: readonly number[]): void {
   const fd = openSync(path, 'r+');
   writeSync(fd, Uint8Array.from(bytes), 0, bytes.length, offset);
   closeSync(fd);
+}
+
+function bitmapsExtensionOf(path: string): number {
+  return readFileSync(path).indexOf('23852875', 0, 'hex');
 }
 
 /** A small image with data, holes, zeroes, compressed clusters and, where it can, snapshots. */
@@ -122,7 +102,7 @@ describe.each(KINDS)('an image with %s', (name, options) => {
       const theirs = qemuCheck(damaged);
       const ours = check(damaged);
       if (theirs.result === undefined) expect(ours.result).toBeUndefined();
-      else expect(ours).toEqual(theirs);
+      else expect(verdict(ours)).toEqual(verdict(theirs));
       if (theirs.messages.length > 0) damagedCount++;
     }
     expect(damagedCount).toBeGreaterThan(0);
@@ -137,7 +117,7 @@ describe.each(KINDS)('an image with %s', (name, options) => {
     closeSync(fd);
     const theirs = qemuCheck(cut);
     if (theirs.result === undefined) expect(check(cut).result).toBeUndefined();
-    else expect(check(cut)).toEqual(theirs);
+    else expect(verdict(check(cut))).toEqual(verdict(theirs));
   });
 });
 
@@ -174,6 +154,31 @@ describe('checkImage', () => {
     qemuImg('create', '-q', '-f', 'qcow2', path, '4M');
     patch(path, 65_536, [0x80]);
     expect(agreedCheck(path)).toMatchObject({ corruptions: 1, 'check-errors': 4 });
+  });
+
+  it.each([
+    ['the L1 table', 40, [0x20]],
+    ['the refcount table', 48, [0, 0x80]],
+    ['the bitmap directory, where it is stale', 88, [0, 0, 0, 0, 0, 0, 0, 0]],
+  ])('checks an image of which %s is past 2^53', (name, offset, bytes) => {
+    const path = join(directory, `far-${offset}.qcow2`);
+    qemuImg('create', '-q', '-f', 'qcow2', path, '4M');
+    qemuImg('bitmap', '--add', path, 'one');
+    patch(path, offset, bytes);
+    // The size of the directory, in the extension after the feature names.
+    if (name.includes('stale')) patch(path, bitmapsExtensionOf(path) + 16, [0x7f]);
+    expect(agreedCheck(path)).toHaveProperty('image-end-offset');
+  });
+
+  it('shows names of snapshots up to their NUL, as C does', () => {
+    const path = join(directory, 'nul.qcow2');
+    qemuImg('create', '-q', '-f', 'qcow2', path, '4M');
+    qemuImg('snapshot', '-c', 'one\u0001two', path);
+    const table = agreedCheck(path)['image-end-offset']! - 65_536;
+    const bytes = readFileSync(path).subarray(table);
+    patch(path, table + bytes.indexOf('\u0001two'), [0]);
+    patch(path, table + 6, [1]);
+    expect(agreedCheck(path)).toMatchObject({ corruptions: 1 });
   });
 
   it('checks a huge sparse file within little memory', () => {

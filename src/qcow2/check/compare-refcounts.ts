@@ -3,7 +3,7 @@
 import { PAGE_CLUSTERS } from './reference-counts.ts';
 import type { ReferenceCounts } from './reference-counts.ts';
 import type { References } from './references.ts';
-import type { CheckReport } from './report.ts';
+import type { CheckReport } from './check-report.ts';
 import type { StoredRefcounts } from './stored-refcounts.ts';
 
 /** What refcounts are compared with each other. */
@@ -136,10 +136,10 @@ function lastInUse(a: Uint16Array, b: Uint16Array): number {
 }
 
 function signalUnaligned(report: CheckReport, stored: StoredRefcounts, index: number): void {
-  const { offset } = stored.entry(index);
+  const { hexOffset } = stored.entry(index);
   report.remark(
     () =>
-      `qcow2: Image is corrupt: Refblock offset 0x${BigInt(offset).toString(16)} unaligned ` +
+      `qcow2: Image is corrupt: Refblock offset 0x${hexOffset()} unaligned ` +
       `(reftable index: ${index === 0 ? '0' : `0x${index.toString(16)}`}); further non-fatal ` +
       'corruption events will be suppressed',
   );

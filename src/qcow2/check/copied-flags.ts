@@ -6,8 +6,8 @@
 import type { Qcow2Header } from '../../format/qcow2/header.ts';
 import { EntryFlag, entryOffset, READS_ZERO } from '../../format/qcow2/l2-entry.ts';
 import type { MappingCheck } from './mapping-tables.ts';
-import { hex64 } from './report.ts';
-import type { CheckReport } from './report.ts';
+import { hex64 } from './check-report.ts';
+import type { CheckReport } from './check-report.ts';
 import type { StoredRefcounts } from './stored-refcounts.ts';
 
 /** What the flags are held against. */

@@ -1,8 +1,9 @@
 /** The refcounts that an image stores (specification: "Host cluster management"). */
 
 import type { Qcow2Header } from '../../format/qcow2/header.ts';
-import { refcountAt } from '../../qcow2/refcounts.ts';
+import { refcountAt } from '../refcounts.ts';
 import { readU64BigInt, TWO_32 } from '../../util/bytes.ts';
+import { hex64 } from './check-report.ts';
 import { tableBuffer } from './metadata-file.ts';
 import type { MetadataFile } from './metadata-file.ts';
 
@@ -15,6 +16,8 @@ const LARGE = 0xffff;
 export interface RefcountTableEntry {
   /** Host offset of the block; 0 for none. Above 2^53 it is rounded. */
   offset: number;
+  /** The offset in hexadecimal, exactly. */
+  hexOffset: () => string;
   hasReservedBits: boolean;
   isAligned: boolean;
   /** Whether there can be a block: past the end of the file there are zeroes, up to 2^63. */
@@ -70,6 +73,7 @@ export class StoredRefcounts {
     const isAligned = (low & (this.#clusterSize - 1) & ~0x1ff) === 0;
     return {
       offset: high * TWO_32 + ((low & ~0x1ff) >>> 0),
+      hexOffset: () => hex64(high, low & ~0x1ff),
       hasReservedBits: (low & 0x1ff) !== 0,
       isAligned,
       isReadable: isAligned && high < 0x8000_0000,

@@ -10,8 +10,8 @@ import { MAX_L1_BYTES, MAX_SNAPSHOT_EXTRA_BYTES, MAX_SNAPSHOT_TABLE_BYTES } from
 import { alignUp, readU16, readU32, TWO_32 } from '../../util/bytes.ts';
 import type { L1Table } from './mapping-tables.ts';
 import type { MetadataFile } from './metadata-file.ts';
-import { hex64 } from './report.ts';
-import type { CheckReport } from './report.ts';
+import { hex64 } from './check-report.ts';
+import type { CheckReport } from './check-report.ts';
 
 /** Bytes of extra data that every row of a version 3 image has. */
 const MIN_EXTRA_BYTES_V3 = 16;
@@ -106,7 +106,8 @@ export class SnapshotTable {
       const there = byOffset.get(offset) ?? [];
       const known = there.find((table) => table.size === size);
       if (known === undefined) {
-        const table = { offset, size, isActive: false, weight: 1 };
+        const hexOffset = (): string => hex64(l1High, l1Low);
+        const table = { offset, size, isActive: false, weight: 1, hexOffset };
         tables.push(table);
         // Other sizes at the same offset are damage: only a few of them are worth finding.
         if (there.length < 4) byOffset.set(offset, [...there, table]);
@@ -120,8 +121,13 @@ export class SnapshotTable {
   #describe({ textOffset, idSize, nameSize }: Row): string {
     const text = Buffer.alloc(idSize + nameSize);
     this.#file.read(text, textOffset, STRUCTURE);
-    return `snapshot ${text.toString('utf8', 0, idSize)} (${text.toString('utf8', idSize)})`;
+    const id = untilNul(text.toString('utf8', 0, idSize));
+    return `snapshot ${id} (${untilNul(text.toString('utf8', idSize))})`;
   }
+}
+
+function untilNul(text: string): string {
+  return text.split('\0', 1)[0]!;
 }
 
 function decodeRow(bytes: Uint8Array, offset: number): Row {

@@ -1,7 +1,7 @@
 /** Counts the references that structures of an image make to its host clusters. */
 
 import { PAGE_CLUSTERS, ReferenceCounts } from './reference-counts.ts';
-import type { CheckReport } from './report.ts';
+import type { CheckReport } from './check-report.ts';
 
 /** A run of bytes that a structure refers to. */
 export interface Region {

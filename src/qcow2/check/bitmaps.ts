@@ -5,21 +5,62 @@
 
 import { Qcow2Error } from '../../errors.ts';
 import type { ErrorCode } from '../../errors.ts';
-import { BitmapFlag } from '../../format/qcow2/bitmap-directory.ts';
+import { BitmapFlag, decodeBitmapDirectory } from '../../format/qcow2/bitmap-directory.ts';
 import type { BitmapEntry } from '../../format/qcow2/bitmap-directory.ts';
 import type { Qcow2Header } from '../../format/qcow2/header.ts';
 import { entryOffset } from '../../format/qcow2/l2-entry.ts';
 import { MAX_BITMAP_DATA_BYTES } from '../../limits.ts';
+import { alignUp, readU16, readU32 } from '../../util/bytes.ts';
+import type { CheckedImage } from './check-metadata.ts';
+import { bringNear } from './far-offsets.ts';
 import { tableBuffer } from './metadata-file.ts';
 import type { MetadataFile } from './metadata-file.ts';
 import type { References } from './references.ts';
 
+/** Bytes of a directory entry before its extra data and its name. */
+const BITMAP_ENTRY_BYTES = 24;
+
+/** A bitmap as a check takes it. */
+export interface CheckedBitmap extends BitmapEntry {
+  /** Where its table is, in hexadecimal, exactly as the directory has it. */
+  hexTableOffset: string;
+}
+
 /** Whose bitmaps are checked. */
 export interface BitmapCheck {
   header: Qcow2Header;
-  bitmaps: readonly BitmapEntry[];
+  bitmaps: readonly CheckedBitmap[];
   file: MetadataFile;
   references: References;
+}
+
+/**
+ * Reads the bitmap directory, whose tables may be anywhere.
+ * @throws {Qcow2Error} `CORRUPT`, `TOO_LARGE`, `TRUNCATED` or `UNSUPPORTED`
+ */
+export function readBitmaps({ header, file }: CheckedImage): CheckedBitmap[] {
+  const extension = header.extensions.bitmaps;
+  if (extension === undefined) return [];
+  const { directoryOffset, directorySize, count } = extension;
+  const structure = 'bitmap directory';
+  if (directoryOffset + directorySize > file.size) {
+    const place = { structure, offset: directoryOffset };
+    throw new Qcow2Error('TRUNCATED', 'the file ends before it does', place);
+  }
+  const bytes = new Uint8Array(directorySize);
+  file.read(bytes, directoryOffset);
+  const far = new Map<number, bigint>();
+  for (let at = 0; at + BITMAP_ENTRY_BYTES <= bytes.length;) {
+    const exact = bringNear(bytes, at);
+    if (exact !== undefined) far.set(directoryOffset + at, exact);
+    at += alignUp(BITMAP_ENTRY_BYTES + readU16(bytes, at + 18) + readU32(bytes, at + 20), 8);
+  }
+  const { clusterSize } = header;
+  const entries = decodeBitmapDirectory({ bytes, offset: directoryOffset, count, clusterSize });
+  return entries.map((entry) => {
+    const hexTableOffset = (far.get(entry.offset) ?? entry.tableOffset).toString(16);
+    return { ...entry, hexTableOffset };
+  });
 }
 
 /**
@@ -32,7 +73,8 @@ export function checkBitmaps({ header, bitmaps, file, references }: BitmapCheck)
   references.add({ offset: extension.directoryOffset, length: extension.directorySize });
   for (const { bitmap, weight } of distinctTables(header, bitmaps)) {
     const { tableOffset, tableSize } = bitmap;
-    references.add({ offset: tableOffset, length: tableSize * 8 }, weight);
+    const hexOffset = (): string => bitmap.hexTableOffset;
+    references.add({ offset: tableOffset, length: tableSize * 8, hexOffset }, weight);
     const structure = `table of bitmap '${bitmap.name}'`;
     const present = Math.max(0, Math.min(tableSize * 8, file.size - tableOffset));
     const words = file.readWords(tableBuffer(present - (present % 8)), tableOffset, structure);
@@ -54,11 +96,11 @@ export function checkBitmaps({ header, bitmaps, file, references }: BitmapCheck)
 }
 
 /** The bitmaps, one for each table, with how many share it. */
-function distinctTables(header: Qcow2Header, bitmaps: readonly BitmapEntry[]) {
-  const tables = new Map<string, { bitmap: BitmapEntry; weight: number }>();
+function distinctTables(header: Qcow2Header, bitmaps: readonly CheckedBitmap[]) {
+  const tables = new Map<string, { bitmap: CheckedBitmap; weight: number }>();
   for (const bitmap of bitmaps) {
     checkShape(header, bitmap);
-    const key = `${bitmap.tableOffset}:${bitmap.tableSize}`;
+    const key = `${bitmap.hexTableOffset}:${bitmap.tableSize}`;
     const table = tables.get(key);
     if (table === undefined) tables.set(key, { bitmap, weight: 1 });
     else table.weight++;
@@ -71,6 +113,9 @@ function checkShape({ clusterSize, size }: Qcow2Header, bitmap: BitmapEntry): vo
   const fail = (code: ErrorCode, problem: string): never => {
     throw new Qcow2Error(code, problem, { structure: `bitmap '${name}'`, offset });
   };
+  if ((flags & BitmapFlag.EXTRA_DATA_COMPATIBLE) !== 0) {
+    fail('UNSUPPORTED', 'extra data that is to be kept is not understood');
+  }
   if (extraData.length > 0) fail('UNSUPPORTED', 'its extra data is not understood');
   if (tableSize * clusterSize > MAX_BITMAP_DATA_BYTES) {
     fail('TOO_LARGE', 'it has more than 512 MiB of bits');

@@ -5,6 +5,7 @@
  * often as they are referred to.
  */
 
+import { Qcow2Error } from '../../errors.ts';
 import type { Qcow2Header } from '../../format/qcow2/header.ts';
 import {
   compressedLocation,
@@ -21,8 +22,8 @@ import { tableBuffer } from './metadata-file.ts';
 import type { MetadataFile } from './metadata-file.ts';
 import { PAGE_BITS, PAGE_CLUSTERS } from './reference-counts.ts';
 import type { References } from './references.ts';
-import { hex64 } from './report.ts';
-import type { CheckReport } from './report.ts';
+import { hex64 } from './check-report.ts';
+import type { CheckReport } from './check-report.ts';
 
 /** An L1 table to be checked. */
 export interface L1Table {
@@ -33,6 +34,8 @@ export interface L1Table {
   isActive: boolean;
   /** How many snapshots use it; 1 for the active one. */
   weight: number;
+  /** Its offset in hexadecimal, where a number may not hold it exactly. */
+  hexOffset: () => string;
 }
 
 /** How often an L2 table is referred to. */
@@ -87,10 +90,16 @@ export class MappingCheck {
 
   /** Checks an L1 table, and those L2 tables of it that were not checked yet. */
   check(table: L1Table): void {
-    const { offset, size, weight, isActive } = table;
+    const { offset, size, weight, isActive, hexOffset } = table;
     if (size === 0) return;
     const report = this.#report;
-    this.#references.add({ offset, length: size * 8 }, weight);
+    this.#references.add({ offset, length: size * 8, hexOffset }, weight);
+    if (offset >= 2 ** 63) {
+      throw new Qcow2Error('CORRUPT', 'it cannot be read beyond 2^63', {
+        structure: 'L1 table of a snapshot',
+        offset,
+      });
+    }
     const { clusterSize } = this.#header;
     const words = this.readL1(table);
     for (let at = 0; at < words.length; at += 2) {

@@ -1,0 +1,122 @@
+/**
+ * Checks all metadata of an image in QEMU's order: references to host clusters against stored
+ * refcounts, COPIED flags, and all tables on the way. Nothing is written.
+ */
+
+import type { BlockDevice } from '../../device/block-device.ts';
+import { Qcow2Error } from '../../errors.ts';
+import { HeaderField } from '../../format/qcow2/header.ts';
+import type { Qcow2Header } from '../../format/qcow2/header.ts';
+import { checkBitmaps, readBitmaps } from './bitmaps.ts';
+import { CheckReport } from './check-report.ts';
+import { checkRefcountBlocks, compareRefcounts } from './compare-refcounts.ts';
+import { checkCopiedFlags } from './copied-flags.ts';
+import { hexHeaderField, promisesRawDataFileWithoutOne } from './far-offsets.ts';
+import { MappingCheck } from './mapping-tables.ts';
+import { MetadataFile } from './metadata-file.ts';
+import { References } from './references.ts';
+import { SnapshotTable } from './snapshots.ts';
+import { StoredRefcounts } from './stored-refcounts.ts';
+
+/** Host clusters that can be counted (QEMU). */
+const MAX_HOST_CLUSTERS = 2 ** 31 - 1;
+
+/** An image whose metadata is looked at. */
+export interface CheckedImage {
+  header: Qcow2Header;
+  /** The image's own file. */
+  file: BlockDevice;
+}
+
+/**
+ * Checks everything in QEMU's order.
+ *
+ * @returns the end of the last cluster that is in use or counted as being in use, in bytes
+ * @throws {Qcow2Error} `CORRUPT`, `TOO_LARGE` or `UNSUPPORTED` where the check cannot be done
+ */
+export function checkMetadata(image: CheckedImage, report: CheckReport): number {
+  const { header } = image;
+  const { clusterSize, refcountOrder } = header;
+  const file = new MetadataFile(image.file);
+  checkCheckable(header, file);
+  const bitmaps = header.areBitmapsValid ? readBitmaps(image) : undefined;
+  if (bitmaps === undefined && header.extensions.bitmaps !== undefined) {
+    report.remark(
+      () =>
+        'warning: a program lacking bitmap support modified this file, so all bitmaps are now ' +
+        'considered inconsistent; their clusters may be leaked',
+    );
+  }
+  const stored = new StoredRefcounts(header, file);
+  const snapshots = new SnapshotTable(header, file);
+  snapshots.checkRows(report);
+  const references = new References(report, { fileSize: file.size, clusterSize, refcountOrder });
+  const mapping = new MappingCheck(header, { file, references, report });
+
+  references.add({ offset: 0, length: clusterSize });
+  checkMapping({ image, mapping, snapshots, report });
+  references.add({
+    offset: header.snapshotsOffset,
+    length: snapshots.length,
+    hexOffset: () => hexHeaderField(image.file, HeaderField.SNAPSHOTS_OFFSET),
+  });
+  references.add({
+    offset: header.refcountTableOffset,
+    length: stored.tableSize * 8,
+    hexOffset: () => hexHeaderField(image.file, HeaderField.REFCOUNT_TABLE_OFFSET),
+  });
+  references.add(header.extensions.encryptionHeader ?? { offset: 0, length: 0 });
+  if (bitmaps !== undefined) checkBitmaps({ header, bitmaps, file, references });
+  checkRefcountBlocks({ references, stored, report });
+  const highest = compareRefcounts({ references, stored, report });
+
+  // Where every count is as stored, none above one, and every flag is set, no flag can be wrong:
+  // that saves reading all tables again.
+  const isPlain = !references.counts.hasShared && !mapping.hasUncopied;
+  const isSound = report.corruptions + report.leaks + report.checkErrors === 0;
+  if (!isPlain || !isSound) checkCopiedFlags({ header, mapping, stored, report });
+  return (highest + 1) * clusterSize;
+}
+
+function checkCheckable(header: Qcow2Header, file: MetadataFile): void {
+  if (file.size / header.clusterSize > MAX_HOST_CLUSTERS) {
+    throw new Qcow2Error('TOO_LARGE', `the file has more than ${MAX_HOST_CLUSTERS} clusters`, {
+      structure: 'image',
+      offset: 0,
+    });
+  }
+  if (promisesRawDataFileWithoutOne(header)) {
+    throw new Qcow2Error('CORRUPT', 'autoclear bit 1 is set, but there is no data file', {
+      structure: 'header',
+      offset: HeaderField.AUTOCLEAR_FEATURES,
+    });
+  }
+}
+
+function checkMapping({
+  image: { header, file },
+  mapping,
+  snapshots,
+  report,
+}: {
+  image: CheckedImage;
+  mapping: MappingCheck;
+  snapshots: SnapshotTable;
+  report: CheckReport;
+}): void {
+  const active = {
+    offset: header.l1TableOffset,
+    size: header.l1Size,
+    hexOffset: () => hexHeaderField(file, HeaderField.L1_TABLE_OFFSET),
+    isActive: true,
+    weight: 1,
+  };
+  // Rows that cannot be used are told of after the active tables.
+  const unlistened = new CheckReport(undefined);
+  for (const table of [active, ...snapshots.l1Tables(unlistened)]) mapping.register(table);
+  mapping.check(active);
+  if (header.hasExternalDataFile && header.snapshotCount > 0) {
+    report.corruption(() => `ERROR ${header.snapshotCount} snapshots in image with data file`);
+  }
+  for (const table of snapshots.l1Tables(report)) mapping.check(table);
+}
