@@ -7,6 +7,7 @@
  */
 
 import type { Socket } from 'node:net';
+import { DirectSocket } from '../../host/sendfile.ts';
 import type { ExportTable, OpenExport } from './exports.ts';
 import { Handshake } from './handshake.ts';
 import { MessageSize } from './protocol.ts';
@@ -51,6 +52,8 @@ export class Connection {
   readonly #writer: ReplyWriter;
   #lingerTimer: NodeJS.Timeout | undefined;
   #transmission: Transmission | undefined;
+  /** Made when the first large read comes; null if there is no such way. */
+  #direct: DirectSocket | null | undefined;
   #used: OpenExport | undefined;
   /** What has arrived; all before `#inputStart` was handled. */
   #input: Uint8Array = NO_INPUT;
@@ -81,7 +84,7 @@ export class Connection {
     socket.on('end', () => this.#onEnd());
     socket.on('error', (error) => context.log(`connection lost: ${error.message}`, 'info'));
     socket.on('close', () => this.#onClose());
-    socket.write(this.#handshake.greeting());
+    this.#sendMessage(this.#handshake.greeting());
   }
 
   /** Lets the requests that have arrived be answered, then hangs up. */
@@ -165,6 +168,7 @@ export class Connection {
     this.#transmission = new Transmission(used.device, {
       writer: this.#writer,
       isFull: () => this.#isFull(),
+      direct: () => this.#directSocket(),
       onReadError: (error) => this.#logReadError(used.name, error),
     });
     return false;
@@ -200,6 +204,11 @@ export class Connection {
       this.#input = new Uint8Array(this.#input.subarray(this.#inputStart));
       this.#inputStart = 0;
     }
+  }
+
+  #directSocket(): DirectSocket | undefined {
+    if (this.#direct === undefined) this.#direct = DirectSocket.of(this.#socket) ?? null;
+    return this.#direct ?? undefined;
   }
 
   #isFull(): boolean {

@@ -9,6 +9,7 @@
  */
 
 import type { BlockDevice } from '../../device/block-device.ts';
+import type { DirectSocket } from '../../host/sendfile.ts';
 import { readU16, readU32 } from '../../util/bytes.ts';
 import {
   Command,
@@ -23,10 +24,16 @@ import type { ReplyWriter } from './reply-writer.ts';
 
 /** Cost, in bytes read, that a client may cause before it is another client's turn. */
 const TURN_BYTES = 512 * 1024;
+/** Cost of a byte that the host sends from its file, which takes no copying. */
+const DIRECT_COST = 0.25;
 /** Cost of a request besides the bytes that it reads. */
 const REQUEST_COST = 2048;
 /** Bytes of a piece of a reply that is sent in pieces, or of a range that is read ahead. */
 const PIECE_BYTES = 256 * 1024;
+/** Shortest read whose bytes are sent from the host file; for less, copying is cheaper. */
+const MIN_DIRECT_BYTES = 32 * 1024;
+/** Bytes that go through the socket's stream when the socket is full, to learn when it is not. */
+const WAKING_BYTES = 4 * 1024;
 
 /** Why {@link Transmission.run} returned. */
 export type TransmissionResult =
@@ -41,24 +48,45 @@ export type TransmissionResult =
   /** The client broke the protocol, or a reply cannot be completed: {@link Transmission.problem}. */
   | 'violation';
 
+/** What is used of a {@link DirectSocket}. */
+export type DirectOutput = Pick<
+  DirectSocket,
+  'isUsable' | 'isReady' | 'reaches' | 'send' | 'sendFile'
+>;
+
 /** What a transmission needs from its connection. */
 export interface TransmissionContext {
   readonly writer: ReplyWriter;
   /** Whether as many bytes are on their way to the client as may be. */
   readonly isFull: () => boolean;
+  /** The way into the client's socket beside its stream, if there is one. */
+  readonly direct?: () => DirectOutput | undefined;
   /** Told about reads that failed; the client sees `NBD_EIO`. */
   readonly onReadError: (error: unknown) => void;
 }
 
 /** Work for one request that takes more than one turn. */
 interface Job {
-  /** `stream` sends what it reads, `cache` only reads it, so that the next read is quick. */
-  kind: 'stream' | 'cache';
+  /**
+   * `stream` sends what it reads, `direct` has the host send it from its file, `cache` only reads
+   * it, so that the next read is quick.
+   */
+  kind: 'stream' | 'direct' | 'cache';
   /** The request, for its cookie. */
   request: Uint8Array;
+  /** What of the reply's header has not been sent. */
+  header: Uint8Array;
   offset: number;
   remaining: number;
 }
+
+const NOTHING = new Uint8Array(0);
+
+/**
+ * Devices where a read failed in the middle of a reply, which cost the client its connection: from
+ * then on they are read before the reply begins, so that it can say `NBD_EIO`.
+ */
+const failedDevices = new WeakSet<BlockDevice>();
 
 /** One client's requests to one export. */
 export class Transmission {
@@ -97,8 +125,12 @@ export class Transmission {
       if (this.#context.isFull()) return 'blocked';
       if (cost >= TURN_BYTES) return 'yield';
       if (this.#job !== undefined) {
-        cost += PIECE_BYTES;
-        if (!this.#continueJob(this.#job)) return 'violation';
+        const job = this.#job;
+        const before = job.remaining;
+        const byteCost = job.kind === 'direct' ? DIRECT_COST : 1;
+        const result = this.#continueJob(job);
+        if (result !== undefined) return result;
+        cost += REQUEST_COST + (before - job.remaining) * byteCost;
         continue;
       }
       if (this.#refusedWrite !== undefined && !this.#skipPayload(this.#refusedWrite, input)) {
@@ -134,12 +166,15 @@ export class Transmission {
       this.#reply(input, at, NbdError.NBD_EINVAL);
       return 0;
     }
+    if (length >= MIN_DIRECT_BYTES && this.#canSendDirectly(offset, length)) {
+      this.#startJob('direct', input, at);
+      return 0;
+    }
     const total = MessageSize.simpleReply + length;
     const pending = Math.floor((input.length - at) / MessageSize.request);
     const writer = this.#writer;
     if (!writer.reserve(total, total * pending)) {
-      const request = copyRequest(input, at);
-      this.#job = { kind: 'stream', request, offset, remaining: length };
+      this.#startJob('stream', input, at);
       return 0;
     }
     const { buffer, position } = writer;
@@ -182,8 +217,7 @@ export class Transmission {
           this.#reply(input, at, NbdError.NBD_EINVAL);
           return;
         }
-        const request = copyRequest(input, at);
-        this.#job = { kind: 'cache', request, offset, remaining: length };
+        this.#startJob('cache', input, at);
         return;
       }
       default:
@@ -211,13 +245,34 @@ export class Transmission {
     return true;
   }
 
-  /** Does one piece of a job; false if its reply has begun and cannot be completed. */
-  #continueJob(job: Job): boolean {
-    const isStream = job.kind === 'stream';
+  #startJob(kind: Job['kind'], input: Uint8Array, at: number): void {
+    const request = copyRequest(input, at);
+    const header = new Uint8Array(MessageSize.simpleReply);
+    writeSimpleReply(header, 0, { error: 0, request, requestAt: 0 });
+    const remaining = readU32(input, at + 24);
+    this.#job = { kind, request, header, offset: requestOffset(input, at), remaining };
+  }
+
+  /** Does one piece of a job; the result is not undefined if nothing more can be done now. */
+  #continueJob(job: Job): TransmissionResult | undefined {
+    let length = Math.min(job.remaining, PIECE_BYTES);
+    if (job.kind === 'direct') {
+      this.#writer.flush();
+      if (this.#context.direct?.()?.isReady === false) return 'blocked';
+      length = this.#sendDirectly(job);
+    }
+    if (length > 0 && !this.#readPiece(job, length)) return 'violation';
+    if (this.#job === undefined || job.remaining > 0) return undefined;
+    this.#job = undefined;
+    if (job.kind === 'cache') this.#reply(job.request, 0, 0);
+    return undefined;
+  }
+
+  /** Reads the next piece, and sends it; false if the reply has begun and cannot be completed. */
+  #readPiece(job: Job, length: number): boolean {
     const writer = this.#writer;
-    const length = Math.min(job.remaining, PIECE_BYTES);
-    const isFirst = job.offset === requestOffset(job.request, 0);
-    const header = isStream && isFirst ? MessageSize.simpleReply : 0;
+    const isSent = job.kind !== 'cache';
+    const header = isSent ? job.header.length : 0;
     // The pool always has room for a piece: only whole large replies are ever refused.
     writer.reserve(header + length, header + length);
     const { buffer, position } = writer;
@@ -226,22 +281,61 @@ export class Transmission {
     } catch (error) {
       this.#context.onReadError(error);
       this.#job = undefined;
-      if (isStream && !isFirst) {
+      if (job.header.length < MessageSize.simpleReply) {
+        failedDevices.add(this.#device);
         this.problem = 'a read failed in the middle of its reply';
         return false;
       }
       this.#reply(job.request, 0, NbdError.NBD_EIO);
       return true;
     }
-    if (header > 0)
-      writeSimpleReply(buffer, position, { error: 0, request: job.request, requestAt: 0 });
-    if (isStream) writer.commit(header + length);
+    if (isSent) {
+      buffer.set(job.header, position);
+      job.header = NOTHING;
+      writer.commit(header + length);
+    }
     job.offset += length;
     job.remaining -= length;
-    if (job.remaining > 0) return true;
-    this.#job = undefined;
-    if (!isStream) this.#reply(job.request, 0, 0);
     return true;
+  }
+
+  /** Whether the host can send a range from its file. */
+  #canSendDirectly(offset: number, length: number): boolean {
+    const direct = this.#device.hostRange === undefined ? undefined : this.#context.direct?.();
+    if (direct?.isUsable !== true || failedDevices.has(this.#device)) return false;
+    try {
+      const range = this.#device.hostRange?.(offset, length);
+      return range !== undefined && direct.reaches(range.descriptor, range.hostOffset + length);
+    } catch {
+      // The ordinary way meets the same problem, and reports it.
+      return false;
+    }
+  }
+
+  /**
+   * Has the host send the next bytes of a reply, as many as the socket takes.
+   * @returns how many bytes are to be read and sent after them
+   */
+  #sendDirectly(job: Job): number {
+    const direct = this.#context.direct?.();
+    if (direct !== undefined && job.header.length > 0) {
+      job.header = job.header.subarray(direct.send(job.header));
+    }
+    const wanted = Math.min(job.remaining, TURN_BYTES);
+    // Asked for each time: while the client was waited for, the device may have been closed.
+    const range = this.#device.hostRange?.(job.offset, wanted);
+    let sent = 0;
+    if (range !== undefined && job.header.length === 0) {
+      sent = direct?.sendFile(range.descriptor, range.hostOffset, wanted) ?? 0;
+    }
+    job.offset += sent;
+    job.remaining -= sent;
+    if (sent === wanted) return 0;
+    if (range !== undefined && direct?.isUsable === true) {
+      return Math.min(job.remaining, WAKING_BYTES);
+    }
+    job.kind = 'stream';
+    return Math.min(job.remaining, PIECE_BYTES);
   }
 
   #violation(problem: string): TransmissionResult {
