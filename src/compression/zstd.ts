@@ -1,16 +1,17 @@
 /**
  * Compressed clusters of type 1: Zstandard frames (RFC 8878), usually one a cluster.
  *
- * Three decoders, the fastest that is there: Node's own (from 22.15; 945 MB/s of 64 KiB
- * clusters), zstddec's WebAssembly (about 295), and fzstd in plain JavaScript (about 110).
- * WebAssembly is compiled asynchronously, so the command line awaits {@link prepareZstd} before
- * it opens images; a library caller who does not still reads everything, through fzstd.
+ * The fastest codec that is there: Node's own (from 22.15; on 64 KiB clusters it reads 945 MB/s
+ * and writes 313 MB/s) or zstd's library as WebAssembly (461 and 95 to 130 MB/s). Where there is
+ * neither, fzstd in plain JavaScript still reads (about 110 MB/s), and nothing can be compressed.
  */
 
 import { Decompress as FzstdStream } from 'fzstd';
-import { createStreamHandle } from './stream-handle.ts';
+import { Qcow2Error } from '../errors.ts';
+import { compressesFor, createStreamHandle, decompressesTo } from './stream-handle.ts';
 import type { StreamHandle } from './stream-handle.ts';
 import { zstdFrameLength } from './zstd-frame.ts';
+import { loadZstdWasm, zstdWasmFailure } from './zstd-wasm.ts';
 
 /** Decompresses one frame to the start of `output`: how many bytes it held, or undefined. */
 type FrameDecoder = (frame: Uint8Array, output: Uint8Array) => number | undefined;
@@ -22,29 +23,51 @@ const PROBE = new Uint8Array([
 
 /** The parts of `node:zlib` that Node 20 does not have. */
 interface ZlibWithZstd {
+  createZstdCompress?: () => unknown;
   createZstdDecompress?: () => unknown;
   constants: { ZSTD_e_end?: number };
 }
 
-interface WasmDecoder {
-  init(): Promise<void>;
-  decode(frames: Uint8Array, uncompressedSize: number): Uint8Array;
-}
+let decoder: FrameDecoder | undefined;
+let encoder: ClusterCompressor | undefined;
 
-let native: StreamHandle | undefined;
-let isNativeProbed = false;
-let wasm: WasmDecoder | undefined;
+/** As `ClusterEncoder` of codec.ts, which imports this file. */
+type ClusterCompressor = (cluster: Uint8Array, target: Uint8Array) => number | undefined;
 
 /**
- * Makes the fastest decoder ready that this Node can run. Reading works without it, more slowly
- * on Node 20.
+ * Loads the fastest decoder that this Node can run, which the first zstd cluster does otherwise.
  */
-export async function prepareZstd(): Promise<void> {
-  if (nativeHandle() !== undefined || wasm !== undefined) return;
-  const { ZSTDDecoder } = await import('zstddec');
-  const decoder = new ZSTDDecoder();
-  await decoder.init();
-  wasm = decoder;
+export function prepareZstd(): Promise<void> {
+  frameDecoder();
+  return Promise.resolve();
+}
+
+/**
+ * Loads the fastest encoder that this Node can run.
+ * @throws {Qcow2Error} `MISSING_DEPENDENCY` if there is none
+ */
+export function prepareZstdEncoder(): void {
+  encoder ??= nativeEncoder() ?? wasmEncoder();
+  if (encoder === undefined) {
+    throw new Qcow2Error(
+      'MISSING_DEPENDENCY',
+      'compressing with zstd needs Node 22.15 or the package @bokuweb/zstd-wasm',
+      {
+        hint: 'install it with: npm install @bokuweb/zstd-wasm; or compress with zlib',
+        cause: zstdWasmFailure(),
+      },
+    );
+  }
+}
+
+/**
+ * Compresses a cluster as one frame to the start of `target`.
+ * @returns the length in bytes, or undefined if no byte of `target` would be left
+ * @throws {Qcow2Error} `MISSING_DEPENDENCY` as {@link prepareZstdEncoder}
+ */
+export function zstdCluster(cluster: Uint8Array, target: Uint8Array): number | undefined {
+  if (encoder === undefined) prepareZstdEncoder();
+  return encoder?.(cluster, target);
 }
 
 /**
@@ -53,7 +76,15 @@ export async function prepareZstd(): Promise<void> {
  * @returns whether the frames were valid and held enough bytes
  */
 export function unzstdCluster(input: Uint8Array, output: Uint8Array): boolean {
-  const decode = nativeHandle() !== undefined ? decodeNative : wasm ? decodeWasm : decodeFzstd;
+  return decodeFrames(frameDecoder(), input, output);
+}
+
+/** {@link unzstdCluster} without Node's and WebAssembly's decoder; exported for its test. */
+export function unzstdWithFzstd(input: Uint8Array, output: Uint8Array): boolean {
+  return decodeFrames(decodeFzstd, input, output);
+}
+
+function decodeFrames(decode: FrameDecoder, input: Uint8Array, output: Uint8Array): boolean {
   let consumed = 0;
   let filled = 0;
   while (filled < output.length) {
@@ -69,35 +100,61 @@ export function unzstdCluster(input: Uint8Array, output: Uint8Array): boolean {
   return true;
 }
 
-function nativeHandle(): StreamHandle | undefined {
-  if (!isNativeProbed) {
-    const zlib = process.getBuiltinModule('node:zlib') as unknown as ZlibWithZstd;
-    const { createZstdDecompress, constants } = zlib;
-    if (createZstdDecompress !== undefined && constants.ZSTD_e_end !== undefined) {
-      native = createStreamHandle({
-        create: () => createZstdDecompress(),
-        finishFlush: constants.ZSTD_e_end,
-        compressed: PROBE,
-        expected: PROBE.subarray(9),
-      });
-    }
-    isNativeProbed = true;
-  }
-  return native;
+function frameDecoder(): FrameDecoder {
+  decoder ??= nativeDecoder() ?? wasmDecoder() ?? decodeFzstd;
+  return decoder;
 }
 
-const decodeNative: FrameDecoder = (frame, output) => {
-  const unused = nativeHandle()?.decompress(frame, output);
-  return unused === undefined ? undefined : output.length - unused;
-};
+/** Node's zlib, where that has zstd. Loading it takes time that most commands can save. */
+function zlibWithZstd(): (Required<ZlibWithZstd> & { finishFlush: number }) | undefined {
+  const zlib = process.getBuiltinModule('node:zlib') as unknown as ZlibWithZstd;
+  const { createZstdCompress, createZstdDecompress, constants } = zlib;
+  if (createZstdCompress === undefined || createZstdDecompress === undefined) return undefined;
+  const { ZSTD_e_end: finishFlush } = constants;
+  if (finishFlush === undefined) return undefined;
+  return { createZstdCompress, createZstdDecompress, constants, finishFlush };
+}
 
-const decodeWasm: FrameDecoder = (frame, output) => {
-  // Returns nothing for an invalid frame, and for one that does not fit.
-  const bytes = wasm?.decode(frame, output.length);
-  if (bytes === undefined || bytes.length > output.length) return undefined;
-  output.set(bytes);
-  return bytes.length;
-};
+function nativeDecoder(): FrameDecoder | undefined {
+  const zlib = zlibWithZstd();
+  if (zlib === undefined) return undefined;
+  const handle: StreamHandle | undefined = createStreamHandle({
+    create: () => zlib.createZstdDecompress(),
+    finishFlush: zlib.finishFlush,
+    works: (tried) => decompressesTo(tried, PROBE, PROBE.subarray(9)),
+  });
+  if (handle === undefined) return undefined;
+  return (frame, output) => {
+    const unused = handle.transform(frame, output);
+    return unused === undefined ? undefined : output.length - unused;
+  };
+}
+
+function nativeEncoder(): ClusterCompressor | undefined {
+  const zlib = zlibWithZstd();
+  if (zlib === undefined) return undefined;
+  const handle = createStreamHandle({
+    create: () => zlib.createZstdCompress(),
+    finishFlush: zlib.finishFlush,
+    restartsByItself: true,
+    works: (tried) => compressesFor(tried, unzstdCluster),
+  });
+  if (handle === undefined) return undefined;
+  return (cluster, target) => {
+    const unused = handle.transform(cluster, target);
+    return unused === undefined || unused === 0 ? undefined : target.length - unused;
+  };
+}
+
+function wasmDecoder(): FrameDecoder | undefined {
+  const wasm = loadZstdWasm();
+  return wasm && ((frame, output) => wasm.decompress(frame, output));
+}
+
+function wasmEncoder(): ClusterCompressor | undefined {
+  const wasm = loadZstdWasm();
+  return wasm && ((cluster, target) => wasm.compress(cluster, target));
+}
 
 /** Block by block, so that a frame that expands past the cluster is stopped there. */
 const decodeFzstd: FrameDecoder = (frame, output) => {
