@@ -153,7 +153,7 @@ export function* mergeExtents(extents: Iterable<Extent>): Generator<Extent> {
 /** The part of every device that is the same where writing is not possible. */
 export abstract class ReadOnlyDevice implements BlockDevice {
   abstract readonly size: number;
-  readonly readOnly = true;
+  readonly readOnly: boolean = true;
 
   abstract read(target: Uint8Array, offset: number): void;
   abstract extents(offset: number, length: number): Iterable<Extent>;

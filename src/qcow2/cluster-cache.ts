@@ -41,4 +41,9 @@ export class ClusterCache {
   put(hostOffset: number, cluster: Uint8Array): void {
     this.#clusters.set(hostOffset, cluster);
   }
+
+  /** Forgets a cluster: its compressed bytes are about to be given up. */
+  delete(hostOffset: number): void {
+    this.#clusters.delete(hostOffset);
+  }
 }

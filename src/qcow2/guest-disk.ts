@@ -46,7 +46,8 @@ export interface DiskLocation {
 
 /** A readable disk of a qcow2 image. */
 export class GuestDisk extends ReadOnlyDevice {
-  readonly size: number;
+  /** Bytes; changes when an image is resized. */
+  size: number;
   protected readonly context: ImageContext;
   readonly #mapping: Mapping;
   /** Compressed bytes of one cluster, before they are decompressed. Grows to the largest met. */
@@ -114,6 +115,34 @@ export class GuestDisk extends ReadOnlyDevice {
   }
 
   // ---- Reading ------------------------------------------------------------------------------
+
+  /**
+   * Whether a range reads as zeroes, as far as the tables tell; the part of it past the end of the
+   * disk does.
+   * @throws {Qcow2Error} `CORRUPT` or `TRUNCATED` where the tables are damaged
+   */
+  readsZero(offset: number, length: number): boolean {
+    const end = Math.min(offset + length, this.size);
+    const backingSize = this.context.backing?.size ?? 0;
+    try {
+      for (let at = offset; at < end; at += this.#mapping.length) {
+        this.#lookup(at, end - at);
+        const { kind } = this.#mapping;
+        const isHole = kind === RunKind.UNALLOCATED && at >= backingSize;
+        if (kind !== RunKind.ZERO && !isHole) return false;
+      }
+    } catch (error) {
+      throw error instanceof Qcow2Error ? error.inFile(this.context.path) : error;
+    }
+    return true;
+  }
+
+  /** As {@link read}, with zeroes past the end of the disk. */
+  readPadded(target: Uint8Array, offset: number): void {
+    const available = Math.max(0, Math.min(target.length, this.size - offset));
+    if (available > 0) this.read(target.subarray(0, available), offset);
+    target.fill(0, available);
+  }
 
   /** Fills `target` from the run that was just looked up, and which starts at `offset`. */
   #readRun(target: Uint8Array, offset: number): void {

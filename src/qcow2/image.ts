@@ -1,18 +1,26 @@
 /** An open qcow2 image: its active disk as a device, and its snapshots and bitmaps. */
 
 import { clusterDecoder } from '../compression/codec.ts';
-import type { BlockDevice } from '../device/block-device.ts';
+import { checkRange } from '../device/block-device.ts';
+import type {
+  BlockDevice,
+  HostFile,
+  HostRange,
+  WriteZeroesOptions,
+} from '../device/block-device.ts';
 import { FileDevice } from '../device/file.ts';
 import { Qcow2Error } from '../errors.ts';
 import { decodeHeader, firstClusterSize, V3_HEADER_BYTES } from '../format/qcow2/header.ts';
 import type { Qcow2Header } from '../format/qcow2/header.ts';
 import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import { DEFAULT_CLUSTER_CACHE_BYTES, DEFAULT_METADATA_CACHE_BYTES } from '../limits.ts';
+import type { PassDiscard } from './allocator.ts';
 import { dirtyRanges, readBitmapDirectory } from './bitmaps.ts';
 import type { BitmapInfo, DirtyRange } from './bitmaps.ts';
 import { ClusterCache } from './cluster-cache.ts';
 import { GuestDisk } from './guest-disk.ts';
 import { hasPreallocatedMetadata } from './host-holes.ts';
+import { ImageWriter } from './image-writer.ts';
 import { findSnapshot, Qcow2Snapshot, readSnapshotTable } from './snapshots.ts';
 import { TableCache } from './table-cache.ts';
 
@@ -36,6 +44,13 @@ export interface Qcow2ImageParts<B extends BlockDevice = BlockDevice> extends Ca
   dataFile?: { device: BlockDevice; path: string } | undefined;
   /** What is behind unallocated clusters; the image closes it. */
   backing?: B | undefined;
+  /**
+   * Whether the file and the data file were opened for writing, and are each a {@link HostFile}
+   * (default false).
+   */
+  writable?: boolean | undefined;
+  /** Which freed clusters are given back to the host's filesystem. */
+  passDiscard?: PassDiscard | undefined;
 }
 
 /**
@@ -54,6 +69,7 @@ export function readHeader(file: BlockDevice): Qcow2Header {
 export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
   /** Tells it from a raw image. */
   readonly format = 'qcow2';
+  override readonly readOnly: boolean;
   /** Path that it was opened by. */
   readonly path: string;
   /** The header, decoded. */
@@ -66,11 +82,22 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
   readonly backing: B | undefined;
   #snapshots: SnapshotRow[] | undefined;
   #bitmaps: BitmapInfo[] | undefined;
+  /** Changes the image; undefined where it is open for reading. */
+  readonly #writer: ImageWriter | undefined;
 
   /** @throws {Qcow2Error} `CORRUPT` if the L1 table of a disk that has a size has no place */
   constructor(parts: Qcow2ImageParts<B>) {
     const { file, header, path, dataFile, backing } = parts;
     const { clusterSize } = header;
+    const l1 = { offset: header.l1TableOffset, size: header.l1Size };
+    const tables = new TableCache(file, {
+      clusterSize,
+      budgetBytes: parts.metadataCacheBytes ?? DEFAULT_METADATA_CACHE_BYTES,
+    });
+    const clusters = new ClusterCache({
+      clusterSize,
+      budgetBytes: parts.clusterCacheBytes ?? DEFAULT_CLUSTER_CACHE_BYTES,
+    });
     let looksForHoles: boolean | undefined;
     super(
       {
@@ -81,24 +108,101 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
         dataPath: dataFile?.path ?? path,
         backing,
         decoder: clusterDecoder(header.compressionType),
-        tables: new TableCache(file, {
-          clusterSize,
-          budgetBytes: parts.metadataCacheBytes ?? DEFAULT_METADATA_CACHE_BYTES,
-        }),
-        clusters: new ClusterCache({
-          clusterSize,
-          budgetBytes: parts.clusterCacheBytes ?? DEFAULT_CLUSTER_CACHE_BYTES,
-        }),
+        tables,
+        clusters,
         looksForHostHoles: () =>
           (looksForHoles ??= file instanceof FileDevice && hasPreallocatedMetadata(header, file)),
       },
-      { l1: { offset: header.l1TableOffset, size: header.l1Size }, size: header.size },
+      { l1, size: header.size },
     );
+    this.readOnly = parts.writable !== true;
     this.path = path;
     this.header = header;
     this.file = file;
     this.dataFile = dataFile;
     this.backing = backing;
+    if (parts.writable === true) {
+      this.#writer = new ImageWriter({
+        ...parts,
+        file: file as HostFile,
+        dataFile: dataFile?.device as HostFile | undefined,
+        tables,
+        clusters,
+        reader: this,
+        l1,
+        backingSize: backing?.size ?? 0,
+        passDiscard: parts.passDiscard,
+        metadataCacheBytes: parts.metadataCacheBytes,
+      });
+    }
+  }
+
+  /**
+   * Stores all of `source` at `offset` of the disk. It survives a power cut after {@link flush}.
+   * @throws {Qcow2Error} `READ_ONLY`, `OUT_OF_RANGE`; `HOST` if the host refuses (no space, an I/O
+   * error): the image stays valid, and goes on working once there is room; `CORRUPT`
+   */
+  override write(source: Uint8Array, offset: number): void {
+    const writer = this.#writable();
+    checkRange(offset, source.length, this.size);
+    writer.write(source, offset);
+  }
+
+  /**
+   * Stores clusters compressed, each where that makes it smaller.
+   *
+   * @param source whole clusters, except that the last may end with the disk
+   * @param offset a multiple of the cluster size
+   * @throws {Qcow2Error} as {@link write}; `OUT_OF_RANGE` for parts of clusters; `UNSUPPORTED` for
+   * an image with an external data file; `MISSING_DEPENDENCY` if nothing here compresses that way
+   */
+  writeCompressed(source: Uint8Array, offset: number): void {
+    const writer = this.#writable();
+    const { length } = source;
+    checkRange(offset, length, this.size);
+    const { clusterSize } = this.header;
+    const isWhole = length % clusterSize === 0 || offset + length === this.size;
+    if (offset % clusterSize !== 0 || !isWhole) {
+      throw new Qcow2Error('OUT_OF_RANGE', 'only whole clusters can be written compressed', {
+        file: this.path,
+        hint: `its clusters have ${clusterSize} bytes`,
+      });
+    }
+    writer.writeCompressed(source, offset);
+  }
+
+  /**
+   * Makes a range read as zeroes.
+   * @throws {Qcow2Error} as {@link write}
+   */
+  override writeZeroes(offset: number, length: number, options: WriteZeroesOptions = {}): void {
+    const writer = this.#writable();
+    checkRange(offset, length, this.size);
+    writer.writeZeroes(offset, length, { mayUnmap: options.mayUnmap ?? false });
+  }
+
+  /**
+   * Gives up the clusters that lie wholly in a range; they read as zeroes afterwards. In a version
+   * 2 image with a backing file nothing happens, because the format cannot say that.
+   * @throws {Qcow2Error} as {@link write}
+   */
+  override discard(offset: number, length: number): void {
+    const writer = this.#writable();
+    checkRange(offset, length, this.size);
+    writer.discard(offset, length);
+  }
+
+  /**
+   * Returns once everything written would survive a power cut.
+   * @throws {Qcow2Error} `HOST` if the host cannot promise it
+   */
+  override flush(): void {
+    this.#writer?.flush();
+  }
+
+  override hostRange(offset: number, length: number): HostRange | undefined {
+    // What is written while the bytes are on their way would be sent instead of them.
+    return this.#writer === undefined ? super.hostRange(offset, length) : undefined;
   }
 
   /**
@@ -163,11 +267,25 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
     }
   }
 
-  /** Closes the image and the files below it: the external data file and the backing chain. */
+  /**
+   * Closes the image and the files below it: the external data file and the backing chain. What was
+   * written is brought to the file first, as {@link flush} does.
+   *
+   * @throws {Qcow2Error} `HOST` if the host refuses it; the image stays open then, so that nothing
+   * is lost and closing can be tried again
+   */
   override close(): void {
+    this.#writer?.finish();
     this.file.close();
     this.dataFile?.device.close();
     this.backing?.close();
+  }
+
+  #writable(): ImageWriter {
+    if (this.#writer === undefined) {
+      throw new Qcow2Error('READ_ONLY', 'the image was opened for reading', { file: this.path });
+    }
+    return this.#writer;
   }
 
   #snapshotHint(): string {

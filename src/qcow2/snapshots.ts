@@ -39,6 +39,15 @@ export function readSnapshotTable(header: Qcow2Header, file: BlockDevice): Snaps
   });
 }
 
+/**
+ * Bytes of the snapshot table, without the padding after its last row.
+ * @throws {Qcow2Error} as {@link readSnapshotTable}
+ */
+export function measureSnapshotTable(header: Qcow2Header, file: BlockDevice): number {
+  const last = locateRows(header, file).at(-1);
+  return last === undefined ? 0 : last.offset + last.length - header.snapshotsOffset;
+}
+
 function locateRows(header: Qcow2Header, file: BlockDevice): RowLocation[] {
   const locations: RowLocation[] = [];
   const { snapshotsOffset, snapshotCount } = header;

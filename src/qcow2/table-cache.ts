@@ -1,10 +1,15 @@
 /**
- * The metadata cache: slices of L1 and L2 tables, least recently used ones dropped.
+ * The metadata cache: slices of L1 and L2 tables, or of refcount blocks, least recently used ones
+ * dropped.
  *
  * Tables are cached by slices of at most 4 KiB rather than whole, so that a random read in a large
  * image costs one small host read and memory stays within the budget whatever the image's size.
- * A slice is kept as 32-bit words in the host's byte order, swapped once when it is read: looking
- * an entry up is then two array reads and no allocation.
+ * Slices of L1 and L2 tables are kept as 32-bit words in the host's byte order, swapped once when
+ * they are read: looking an entry up is then two array reads and no allocation. Refcount blocks
+ * are kept as they are in the file, since their entries can be narrower than a byte.
+ *
+ * The cache is written back, not through: a changed slice stays in memory until `commit.ts`, which
+ * knows the order that keeps the image valid, has it written. It is never dropped before.
  */
 
 import type { BlockDevice } from '../device/block-device.ts';
@@ -13,30 +18,40 @@ import { TWO_32 } from '../util/bytes.ts';
 
 /** Largest slice in bytes. */
 const MAX_SLICE_BYTES = 4096;
+/** Neighbouring slices are written together, up to this many bytes. */
+const MAX_WRITE_BYTES = 256 * 1024;
 
 const IS_LITTLE_ENDIAN = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
 
 /** The host offset of a slice that holds nothing. */
 const NOT_LOADED = -1;
 
-interface Slice {
-  bytes: Buffer;
+/** What a table is, for errors and for the order in which changes are written. */
+export type TableName = 'L1 table' | 'L2 table' | 'refcount block';
+
+/** A part of a table that is in memory. Valid until the next call to the cache. */
+export interface Slice {
+  readonly bytes: Buffer;
   /** The same memory as words. */
-  words: Uint32Array;
+  readonly words: Uint32Array;
+}
+
+interface CachedSlice extends Slice {
   /** Looked at since the clock hand last passed. */
   isRecent: boolean;
   hostOffset: number;
+  /** The table it was changed as; undefined where the file has the same bytes. */
+  dirtyAs: TableName | undefined;
 }
 
 /** Sizes of a {@link TableCache}. */
 export interface TableCacheOptions {
   clusterSize: number;
-  /** Most bytes of slices to keep; at least two slices are. */
+  /** Most bytes of slices to keep; at least two slices are. Changed ones may exceed it. */
   budgetBytes: number;
+  /** `words` for tables of 64-bit entries, `bytes` for refcount blocks. */
+  order?: 'words' | 'bytes';
 }
-
-/** What a table is, for the error when it is cut short by the end of the file. */
-export type TableName = 'L1 table' | 'L2 table';
 
 /** A cache of table slices of one host file. */
 export class TableCache {
@@ -44,15 +59,23 @@ export class TableCache {
   readonly sliceBytes: number;
   readonly #file: BlockDevice;
   readonly #capacity: number;
-  readonly #slices = new Map<number, Slice>();
+  readonly #swapsWords: boolean;
+  readonly #slices = new Map<number, CachedSlice>();
+  readonly #dirty = new Set<CachedSlice>();
   /** The slices in the order that the clock hand visits them. */
-  readonly #clock: Slice[] = [];
+  readonly #clock: CachedSlice[] = [];
   #hand = 0;
 
-  constructor(file: BlockDevice, { clusterSize, budgetBytes }: TableCacheOptions) {
+  constructor(file: BlockDevice, { clusterSize, budgetBytes, order = 'words' }: TableCacheOptions) {
     this.#file = file;
     this.sliceBytes = Math.min(clusterSize, MAX_SLICE_BYTES);
     this.#capacity = Math.max(2, Math.floor(budgetBytes / this.sliceBytes));
+    this.#swapsWords = order === 'words' && IS_LITTLE_ENDIAN;
+  }
+
+  /** Whether so much has changed that it should be written soon. */
+  get isCrowded(): boolean {
+    return this.#dirty.size > this.#capacity / 2;
   }
 
   /**
@@ -69,6 +92,84 @@ export class TableCache {
       cached.isRecent = true;
       return cached.words;
     }
+    return this.#read(hostOffset, tableEnd, table).words;
+  }
+
+  /** As {@link slice}, but all views of the slice. */
+  load(hostOffset: number, tableEnd: number, table: TableName): Slice {
+    const cached = this.#slices.get(hostOffset);
+    if (cached === undefined) return this.#read(hostOffset, tableEnd, table);
+    cached.isRecent = true;
+    return cached;
+  }
+
+  /** As {@link load}, for a slice that the caller is about to change. */
+  modify(hostOffset: number, tableEnd: number, table: TableName): Slice {
+    const slice = this.#slices.get(hostOffset) ?? this.#read(hostOffset, tableEnd, table);
+    slice.isRecent = true;
+    slice.dirtyAs = table;
+    this.#dirty.add(slice);
+    return slice;
+  }
+
+  /** Whether slices of tables of that kind have been changed. */
+  isDirty(table: TableName): boolean {
+    for (const slice of this.#dirty) if (slice.dirtyAs === table) return true;
+    return false;
+  }
+
+  /**
+   * Writes the changed slices of one kind of table. They count as changed until
+   * {@link markWritten}, so that all of it can be done again if the file cannot be flushed.
+   * @throws {Qcow2Error} `HOST`
+   */
+  write(table: TableName): void {
+    const slices = [...this.#dirty].filter(({ dirtyAs }) => dirtyAs === table);
+    slices.sort((a, b) => a.hostOffset - b.hostOffset);
+    const perWrite = MAX_WRITE_BYTES / this.sliceBytes;
+    for (let start = 0; start < slices.length;) {
+      let end = start + 1;
+      while (
+        end < slices.length &&
+        end - start < perWrite &&
+        slices[end]!.hostOffset === slices[end - 1]!.hostOffset + this.sliceBytes
+      ) {
+        end++;
+      }
+      this.#writeNeighbours(slices.slice(start, end));
+      start = end;
+    }
+  }
+
+  /** Counts the changed slices of one kind of table as written. */
+  markWritten(table: TableName): void {
+    for (const slice of this.#dirty) {
+      if (slice.dirtyAs !== table) continue;
+      slice.dirtyAs = undefined;
+      this.#dirty.delete(slice);
+    }
+  }
+
+  /** Forgets what it has of a range of the file, changed or not. */
+  drop(hostOffset: number, length: number): void {
+    for (let at = hostOffset; at < hostOffset + length; at += this.sliceBytes) {
+      const slice = this.#slices.get(at);
+      if (slice === undefined) continue;
+      this.#slices.delete(at);
+      this.#dirty.delete(slice);
+      slice.dirtyAs = undefined;
+      slice.hostOffset = NOT_LOADED;
+      slice.isRecent = false;
+    }
+  }
+
+  #writeNeighbours(slices: readonly CachedSlice[]): void {
+    const bytes = Buffer.concat(slices.map((slice) => slice.bytes));
+    if (this.#swapsWords) bytes.swap32();
+    this.#file.write(bytes, slices[0]!.hostOffset);
+  }
+
+  #read(hostOffset: number, tableEnd: number, table: TableName): CachedSlice {
     const needed = Math.min(this.sliceBytes, tableEnd - hostOffset);
     if (hostOffset + needed > this.#file.size) {
       throw new Qcow2Error('TRUNCATED', 'the file ends before it does', {
@@ -82,7 +183,7 @@ export class TableCache {
     slice.hostOffset = hostOffset;
     slice.isRecent = true;
     this.#slices.set(hostOffset, slice);
-    return slice.words;
+    return slice;
   }
 
   #load({ bytes }: Slice, hostOffset: number): void {
@@ -91,28 +192,31 @@ export class TableCache {
     const length = Math.min(this.sliceBytes, this.#file.size - hostOffset);
     this.#file.read(bytes.subarray(0, length), hostOffset);
     bytes.fill(0, length);
-    if (IS_LITTLE_ENDIAN) bytes.swap32();
+    if (this.#swapsWords) bytes.swap32();
   }
 
   /** A slice to read into: a new one, or the first that was not looked at for a whole round. */
-  #takeSlice(): Slice {
-    if (this.#clock.length < this.#capacity) {
-      const bytes = Buffer.alloc(this.sliceBytes);
-      const words = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
-      const slice: Slice = { bytes, words, isRecent: false, hostOffset: NOT_LOADED };
-      this.#clock.push(slice);
-      return slice;
-    }
-    for (;;) {
-      const candidate = this.#clock[this.#hand]!;
-      this.#hand = (this.#hand + 1) % this.#capacity;
-      if (!candidate.isRecent) {
-        this.#slices.delete(candidate.hostOffset);
-        candidate.hostOffset = NOT_LOADED;
-        return candidate;
+  #takeSlice(): CachedSlice {
+    // Where all are changed, there are more slices than the budget has room for, until a commit.
+    if (this.#clock.length >= this.#capacity && this.#dirty.size < this.#clock.length) {
+      for (;;) {
+        const candidate = this.#clock[this.#hand]!;
+        this.#hand = (this.#hand + 1) % this.#clock.length;
+        if (candidate.dirtyAs !== undefined) continue;
+        if (!candidate.isRecent) {
+          this.#slices.delete(candidate.hostOffset);
+          candidate.hostOffset = NOT_LOADED;
+          return candidate;
+        }
+        candidate.isRecent = false;
       }
-      candidate.isRecent = false;
     }
+    const bytes = Buffer.alloc(this.sliceBytes);
+    const words = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+    const hostOffset = NOT_LOADED;
+    const slice = { bytes, words, isRecent: false, hostOffset, dirtyAs: undefined };
+    this.#clock.push(slice);
+    return slice;
   }
 }
 

@@ -1,0 +1,221 @@
+/**
+ * An image that is open for writing: everything that changes it comes through here.
+ *
+ * Opening changes nothing. The first change prepares the image: it is checked for structures that
+ * overlap, feature bits are cleared that nobody maintains any more, bitmaps are marked as in use,
+ * and with lazy refcounts the dirty bit is set. A structure that turns out to be damaged marks the
+ * image corrupt, and from then on nothing is written.
+ */
+
+import type { HostFile } from '../device/block-device.ts';
+import { Qcow2Error } from '../errors.ts';
+import { AutoclearFeature } from '../format/qcow2/features.ts';
+import type { Qcow2Header } from '../format/qcow2/header.ts';
+import { DEFAULT_METADATA_CACHE_BYTES } from '../limits.ts';
+import { ClusterAllocator } from './allocator.ts';
+import type { PassDiscard } from './allocator.ts';
+import { readBitmapDirectory } from './bitmaps.ts';
+import type { ClusterCache } from './cluster-cache.ts';
+import { Committer } from './commit.ts';
+import { CompressedWriter } from './compressed-writer.ts';
+import { DiskWriter } from './disk-writer.ts';
+import { HeaderWriter } from './header-writer.ts';
+import { L2Editor } from './l2-editor.ts';
+import type { L1Location } from './mapping.ts';
+import { activeL2Tables, headerStructures, MetadataMap } from './metadata-map.ts';
+import { RefcountStore } from './refcount-store.ts';
+import { measureSnapshotTable, readSnapshotTable } from './snapshots.ts';
+import type { TableCache } from './table-cache.ts';
+import type { DiskReader, WriteContext } from './write-context.ts';
+import { ZeroWriter } from './zero-writer.ts';
+
+/** What an {@link ImageWriter} is put together from. */
+export interface ImageWriterParts {
+  path: string;
+  header: Qcow2Header;
+  file: HostFile;
+  dataFile: HostFile | undefined;
+  tables: TableCache;
+  clusters: ClusterCache;
+  reader: DiskReader;
+  l1: L1Location;
+  backingSize: number;
+  passDiscard: PassDiscard | undefined;
+  metadataCacheBytes: number | undefined;
+}
+
+/** The engine behind an image that has been changed. */
+export interface WriteEngine extends WriteContext {
+  readonly disk: DiskWriter;
+  readonly zero: ZeroWriter;
+  readonly clusters: ClusterCache;
+  readonly passDiscard: PassDiscard;
+}
+
+const MAINTAINED_AUTOCLEAR = AutoclearFeature.BITMAPS | AutoclearFeature.RAW_EXTERNAL_DATA;
+
+/** Changes one image: see the head of this file. */
+export class ImageWriter {
+  readonly #parts: ImageWriterParts;
+  #engine: WriteEngine | undefined;
+  #compressed: CompressedWriter | undefined;
+  /** Why nothing is written any more. */
+  #failure: Qcow2Error | undefined;
+
+  constructor(parts: ImageWriterParts) {
+    this.#parts = parts;
+  }
+
+  /** Stores `source` at an offset of the disk. */
+  write(source: Uint8Array, offset: number): void {
+    if (source.length === 0) return;
+    this.change(({ disk }) => disk.write(source, offset));
+  }
+
+  /** Stores whole clusters compressed. */
+  writeCompressed(source: Uint8Array, offset: number): void {
+    if (source.length === 0) return;
+    this.change((engine) => {
+      this.#compressed ??= new CompressedWriter(engine, engine.disk);
+      this.#compressed.write(source, offset);
+    });
+  }
+
+  /** Makes a range of the disk read as zeroes. */
+  writeZeroes(offset: number, length: number, { mayUnmap }: { mayUnmap: boolean }): void {
+    if (length === 0) return;
+    this.change(({ zero }) => zero.writeZeroes({ offset, length }, { mayUnmap }));
+  }
+
+  /** Gives up a range of the disk. */
+  discard(offset: number, length: number): void {
+    if (length === 0) return;
+    this.change(({ zero }) => zero.discard({ offset, length }));
+  }
+
+  /** Returns once everything written would survive a power cut. */
+  flush(): void {
+    if (this.#engine === undefined) return;
+    this.change(({ committer }) => committer.flush());
+  }
+
+  /** Brings everything to the file, as it is to be found by the next who opens it. */
+  finish(): void {
+    const engine = this.#engine;
+    if (engine === undefined || this.#failure !== undefined) return;
+    this.change(({ committer, headerWriter, file }) => {
+      committer.commitAll();
+      if (headerWriter.header.isDirty) {
+        headerWriter.setDirty(false);
+        file.flush();
+      }
+    });
+    this.#engine = undefined;
+  }
+
+  /**
+   * Runs a change with the engine.
+   * @throws {Qcow2Error} `CORRUPT` if the image is, which then is marked so; what `action` throws
+   */
+  change<T>(action: (engine: WriteEngine) => T): T {
+    if (this.#failure !== undefined) throw this.#failure;
+    try {
+      const engine = (this.#engine ??= this.#begin());
+      const result = action(engine);
+      if (engine.committer.isDue) engine.committer.flush();
+      return result;
+    } catch (error) {
+      throw this.#judge(error);
+    }
+  }
+
+  /** The error to throw; a damaged structure of this image ends all writing. */
+  #judge(error: unknown): unknown {
+    if (!(error instanceof Qcow2Error)) return error;
+    const named = error.inFile(this.#parts.path);
+    // Those that name a file come from reading, of a backing file perhaps.
+    if (error.code === 'CORRUPT' && error.file === undefined) {
+      this.#failure = named;
+      this.#engine?.headerWriter.setCorrupt();
+    }
+    return named;
+  }
+
+  #begin(): WriteEngine {
+    const { header, file, path } = this.#parts;
+    const headerWriter = new HeaderWriter({ file, header });
+    const engine = this.#createEngine(headerWriter);
+    if (header.isDirty || header.isCorrupt) {
+      throw new Qcow2Error('UNSUPPORTED', 'its refcounts have to be repaired first', {
+        file: path,
+        structure: 'header',
+        hint: 'repair it with: qcow2 check -r all',
+      });
+    }
+    const unknown = header.autoclearFeatures & ~MAINTAINED_AUTOCLEAR;
+    if (unknown !== 0n) headerWriter.clearAutoclear(unknown);
+    if (header.hasLazyRefcounts) headerWriter.setDirty(true);
+    if (unknown !== 0n || header.hasLazyRefcounts) file.flush();
+    return engine;
+  }
+
+  #createEngine(headerWriter: HeaderWriter): WriteEngine {
+    const { path, header, file, dataFile, tables, clusters, reader, l1, backingSize } = this.#parts;
+    const passDiscard = this.#parts.passDiscard ?? {};
+    const { clusterSize } = header;
+    const metadata = new MetadataMap(clusterSize);
+    for (const range of headerStructures(header)) metadata.add(range);
+    for (const range of activeL2Tables(file, header)) metadata.add(range);
+    this.#addSnapshots(metadata);
+    this.#addBitmaps(metadata);
+    const refcounts = new RefcountStore({
+      header,
+      file,
+      metadata,
+      budgetBytes: this.#parts.metadataCacheBytes ?? DEFAULT_METADATA_CACHE_BYTES,
+    });
+    const allocator = new ClusterAllocator({
+      header,
+      file,
+      dataFile: dataFile ?? file,
+      refcounts,
+      metadata,
+      clusters,
+      passDiscard,
+    });
+    const shared = { header, file, tables, refcounts, allocator, metadata, headerWriter };
+    const committer = new Committer({ ...shared, dataFile });
+    const editor = new L2Editor({ ...shared, committer, l1 });
+    const context: WriteContext = {
+      ...shared,
+      path,
+      dataFile: dataFile ?? file,
+      committer,
+      editor,
+      reader,
+      l1,
+      backingSize,
+    };
+    const disk = new DiskWriter(context);
+    const zero = new ZeroWriter(context, disk);
+    return { ...context, disk, zero, clusters, passDiscard };
+  }
+
+  #addSnapshots(metadata: MetadataMap): void {
+    const { header, file } = this.#parts;
+    if (header.snapshotCount === 0) return;
+    const length = measureSnapshotTable(header, file);
+    metadata.add({ offset: header.snapshotsOffset, length, kind: 'snapshot table' });
+    for (const { l1TableOffset, l1Size } of readSnapshotTable(header, file)) {
+      metadata.add({ offset: l1TableOffset, length: l1Size * 8, kind: 'snapshot L1 table' });
+    }
+  }
+
+  #addBitmaps(metadata: MetadataMap): void {
+    const { header, file } = this.#parts;
+    if (!header.areBitmapsValid) return;
+    for (const { tableOffset, tableSize } of readBitmapDirectory({ header, file })) {
+      metadata.add({ offset: tableOffset, length: tableSize * 8, kind: 'bitmap table' });
+    }
+  }
+}

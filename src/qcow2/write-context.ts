@@ -1,0 +1,42 @@
+/** What the parts of the writing engine share. */
+
+import type { HostFile } from '../device/block-device.ts';
+import type { Qcow2Header } from '../format/qcow2/header.ts';
+import type { ClusterAllocator } from './allocator.ts';
+import type { Committer } from './commit.ts';
+import type { HeaderWriter } from './header-writer.ts';
+import type { L2Editor } from './l2-editor.ts';
+import type { L1Location } from './mapping.ts';
+import type { MetadataMap } from './metadata-map.ts';
+import type { RefcountStore } from './refcount-store.ts';
+import type { TableCache } from './table-cache.ts';
+
+/** What writers ask the active disk. Offsets may lie past its end, where it reads as zeroes. */
+export interface DiskReader {
+  /** Whether a range is known to read as zeroes without reading it. */
+  readsZero(offset: number, length: number): boolean;
+  /** Fills `target` with the disk's bytes, and with zeroes past its end. */
+  readPadded(target: Uint8Array, offset: number): void;
+}
+
+/** An image that is open for writing. */
+export interface WriteContext {
+  readonly path: string;
+  readonly header: Qcow2Header;
+  readonly headerWriter: HeaderWriter;
+  /** The image's own file. */
+  readonly file: HostFile;
+  /** Where data clusters are: the image's file or the external data file. */
+  readonly dataFile: HostFile;
+  readonly tables: TableCache;
+  readonly refcounts: RefcountStore;
+  readonly allocator: ClusterAllocator;
+  readonly metadata: MetadataMap;
+  readonly committer: Committer;
+  readonly editor: L2Editor;
+  readonly reader: DiskReader;
+  /** The active L1 table; changed in place when it moves. */
+  readonly l1: L1Location;
+  /** Bytes of the backing device; 0 without one. */
+  readonly backingSize: number;
+}
