@@ -53,6 +53,11 @@ function loadCalls(): Calls | undefined {
   return calls;
 }
 
+/** Gets ready for {@link DirectSocket}, which takes some milliseconds the first time. */
+export function prepareDirectSockets(): void {
+  loadCalls();
+}
+
 /**
  * A way into a socket beside its stream. It never waits, and what it cannot send is for the stream
  * to send, which can wait and tells what is wrong with the socket or the file.

@@ -3,7 +3,8 @@
  *
  * What is kept for a client is bounded, whatever it does: input that was not handled yet (reading
  * stops above a few requests), and replies that it has not read (no request is looked at while
- * there are too many). A client that reads slowly, or not at all, waits by itself.
+ * there are too many). A client that reads slowly, or not at all, waits by itself. Long replies that
+ * the host sends from its file hold nothing here: the kernel refers to pages that it has anyway.
  */
 
 import type { Socket } from 'node:net';

@@ -6,6 +6,7 @@
  */
 
 import type { Socket } from 'node:net';
+import { prepareDirectSockets } from '../../host/sendfile.ts';
 import { Connection } from './connection.ts';
 import type { ConnectionContext } from './connection.ts';
 import { ExportTable } from './exports.ts';
@@ -64,6 +65,8 @@ export async function serveNbd(
 ): Promise<NbdServer> {
   const clients = new ClientSet(new ExportTable(exports), options);
   const listeners = await listen(address, (socket) => clients.add(socket));
+  // Now, rather than while the first client waits for its first reply.
+  setImmediate(prepareDirectSockets);
   return new NbdServer(listeners, clients);
 }
 
