@@ -6,8 +6,9 @@
 import { FileDevice } from '../device/file.ts';
 import type { BlockDevice } from '../device/block-device.ts';
 import { Qcow2Error } from '../errors.ts';
-import { isQcow2 } from '../format/qcow2/header.ts';
+import { encryptedError, isQcow2 } from '../format/qcow2/header.ts';
 import type { Qcow2Header } from '../format/qcow2/header.ts';
+import { lockFile, LockRequests } from '../host/locks.ts';
 import { MAX_CHAIN_DEPTH } from '../limits.ts';
 import { Qcow2Image, readHeader } from '../qcow2/image.ts';
 import type { CacheOptions } from '../qcow2/image.ts';
@@ -43,21 +44,53 @@ export interface OpenImageOptions extends CacheOptions {
   allowProtocolNames?: boolean | undefined;
   /** Leave backing files unopened: unallocated clusters read as zeroes (default false). */
   withoutBacking?: boolean | undefined;
+  /**
+   * Open the image for writing (default false); its backing files are still only read. A file that
+   * anyone else writes to, or reads and needs unchanged, is refused.
+   */
+  writable?: boolean | undefined;
+  /**
+   * Open a qcow2 image for writing even if it is marked corrupt (default false). For repairing it:
+   * any other write can destroy more.
+   */
+  forRepair?: boolean | undefined;
+  /**
+   * Read files that others write to (default false). What is read may be neither the old nor the
+   * new, and may look damaged. Not for writing.
+   */
+  forceShare?: boolean | undefined;
+  /**
+   * Lock the files as QEMU does (default true), so that nobody else changes them. Say false only
+   * where nothing else uses them: two writers destroy an image.
+   */
+  lock?: boolean | undefined;
 }
 
 /**
- * Opens an image with its backing chain for reading. Close it when done; that closes the chain.
+ * Opens an image with its backing chain, for reading unless `writable` is set. Close it when done;
+ * that closes the chain.
  *
  * @param path of a qcow2 or raw image; a file or a block device
  * @throws {Qcow2Error} `HOST` if a file cannot be opened; `NOT_THIS_FORMAT`, `UNSUPPORTED`,
  * `CORRUPT`, `TOO_LARGE` or `TRUNCATED` for a bad header; `REFUSED` where the policy forbids a
- * file or a backing file declares no format; `CYCLE` where the chain comes back to itself
+ * file or a backing file declares no format; `CYCLE` where the chain comes back to itself;
+ * `LOCKED` where another's use of a file excludes this one; for writing, `MISSING_DEPENDENCY` where
+ * Linux has no koffi to lock with, `CORRUPT` if the image is marked so, `UNSUPPORTED` if encrypted
  * @example
  * using image = openImage('disk.qcow2');
  * const sector = new Uint8Array(512);
  * image.read(sector, 0);
  */
 export function openImage(path: string, options: OpenImageOptions = {}): Image {
+  if (options.writable === true && options.forceShare === true) {
+    throw new Qcow2Error(
+      'INVALID_OPTION',
+      'an image is written by one alone: not with force-share',
+      {
+        file: path,
+      },
+    );
+  }
   return openLayer({ path, format: options.format }, options, path);
 }
 
@@ -68,33 +101,46 @@ interface LayerRequest {
 }
 
 function openLayer(top: LayerRequest, options: OpenImageOptions, root: string): Image {
-  // From the top down, then put together from the base up, without recursion.
+  // From the top down, then put together from the base up, without recursion. What fails closes all
+  // files: an open one would go on being locked.
   const links: PendingLink[] = [];
   let base: RawImage | undefined;
   try {
     const seen = new Map<string, string>();
     let next: LayerRequest | undefined = top;
     while (next !== undefined) {
-      const file: RawImage = openFile(next, seen, links.length);
-      if (resolveFormat(file, next) === 'raw') {
+      const access = accessOf(options, links.length);
+      const file: RawImage = openFile(next, seen, links.length, access);
+      const format = closingOnError(file, () => prepareFile(file, next!, access));
+      if (format === 'raw') {
         base = file;
         break;
       }
-      const link: PendingLink = { file, header: headerOf(file), dataFile: undefined };
+      const header = closingOnError(file, () => headerOf(file, access));
+      const link: PendingLink = { file, header, dataFile: undefined, writable: access.writable };
       links.push(link);
-      link.dataFile = openDataFile(link, options, root);
+      link.dataFile = openDataFile(link, { options, root, access, seen });
       next = options.withoutBacking === true ? undefined : backingRequest(link, options, root);
     }
+    return assemble(links, base, options);
   } catch (error) {
+    base?.close();
     for (const { file, dataFile } of links) {
       file.close();
       dataFile?.device.close();
     }
     throw error;
   }
+}
+
+/** Puts a chain together from the base up. */
+function assemble(
+  links: readonly PendingLink[],
+  base: RawImage | undefined,
+  { metadataCacheBytes, clusterCacheBytes }: OpenImageOptions,
+): Image {
   let image: Image | undefined = base;
-  const { metadataCacheBytes, clusterCacheBytes } = options;
-  for (const { file, header, dataFile } of links.reverse()) {
+  for (const { file, header, dataFile, writable } of [...links].reverse()) {
     const caches = { metadataCacheBytes, clusterCacheBytes };
     image = new Qcow2Image<Image>({
       path: file.path,
@@ -102,6 +148,7 @@ function openLayer(top: LayerRequest, options: OpenImageOptions, root: string): 
       header,
       dataFile,
       backing: image,
+      writable,
       ...caches,
     });
   }
@@ -112,15 +159,48 @@ interface PendingLink {
   file: RawImage;
   header: Qcow2Header;
   dataFile: { device: BlockDevice; path: string } | undefined;
+  writable: boolean;
 }
 
-function openFile({ path }: LayerRequest, seen: Map<string, string>, depth: number): RawImage {
+/** How the files of one layer are opened. */
+interface Access {
+  writable: boolean;
+  forRepair: boolean;
+  /** Whether to lock, and if so whether against writers. */
+  locking: 'none' | 'shared' | 'full';
+}
+
+function accessOf(options: OpenImageOptions, depth: number): Access {
+  const { writable = false, forRepair = false, forceShare = false, lock = true } = options;
+  const locking = !lock ? 'none' : forceShare ? 'shared' : 'full';
+  return { writable: writable && depth === 0, forRepair, locking };
+}
+
+/** Before anything is read that a writer could be changing. */
+function lockDevice(
+  device: FileDevice,
+  kind: 'qcow2' | 'raw' | 'dataFile',
+  { writable, locking }: Access,
+): void {
+  if (locking === 'none') return;
+  const target = { fd: device.descriptor, path: device.path };
+  if (locking === 'shared') lockFile(target, LockRequests.shared.read);
+  else lockFile(target, LockRequests[kind][writable ? 'write' : 'read']);
+  device.updateSize();
+}
+
+function openFile(
+  { path }: LayerRequest,
+  seen: Map<string, string>,
+  depth: number,
+  { writable }: Access,
+): RawImage {
   if (depth >= MAX_CHAIN_DEPTH) {
     throw new Qcow2Error('CYCLE', `the backing chain has more than ${MAX_CHAIN_DEPTH} layers`, {
       file: path,
     });
   }
-  const file = new RawImage(path);
+  const file = new RawImage(path, { writable });
   const other = seen.get(file.identity);
   if (other !== undefined) {
     file.close();
@@ -134,14 +214,23 @@ function openFile({ path }: LayerRequest, seen: Map<string, string>, depth: numb
   return file;
 }
 
-/** The format of a file, which is closed if it cannot be told. */
-function resolveFormat(file: RawImage, { format }: LayerRequest): ImageFormat {
+/** Runs `action`; if it fails, closes the file that nobody else knows of yet. */
+function closingOnError<T>(file: RawImage, action: () => T): T {
   try {
-    return format ?? probeFormat(file);
+    return action();
   } catch (error) {
     file.close();
     throw error;
   }
+}
+
+/** Finds out the format of a file, and locks it as its format needs. */
+function prepareFile(file: RawImage, { format }: LayerRequest, access: Access): ImageFormat {
+  const known = format ?? probeFormat(file);
+  lockDevice(file, known, access);
+  // A raw disk has the size that it has; a qcow2 file grows as clusters are allocated.
+  file.growable = known === 'qcow2' && access.writable;
+  return known;
 }
 
 /** Tells qcow2 from raw by the first bytes. */
@@ -151,19 +240,37 @@ export function probeFormat(file: BlockDevice): ImageFormat {
   return isQcow2(start) ? 'qcow2' : 'raw';
 }
 
-function headerOf(file: RawImage): Qcow2Header {
+function headerOf(file: RawImage, access: Access): Qcow2Header {
   try {
-    return readHeader(file);
+    const header = readHeader(file);
+    if (access.writable) checkWritable(header, access);
+    return header;
   } catch (error) {
-    file.close();
     throw error instanceof Qcow2Error ? error.inFile(file.path) : error;
   }
 }
 
+function checkWritable({ isCorrupt, encryption }: Qcow2Header, { forRepair }: Access): void {
+  if (isCorrupt && !forRepair) {
+    throw new Qcow2Error('CORRUPT', 'it is marked corrupt, and can only be read', {
+      structure: 'header',
+      offset: 72,
+      hint: 'repair it with: qcow2 check -r all',
+    });
+  }
+  if (encryption !== 'none' && !forRepair) throw encryptedError(encryption);
+}
+
+interface DataFileContext {
+  options: OpenImageOptions;
+  root: string;
+  access: Access;
+  seen: ReadonlyMap<string, string>;
+}
+
 function openDataFile(
   { file, header }: PendingLink,
-  options: OpenImageOptions,
-  root: string,
+  { options, root, access, seen }: DataFileContext,
 ): PendingLink['dataFile'] {
   if (!header.hasExternalDataFile) return undefined;
   const name = header.extensions.externalDataFile;
@@ -177,7 +284,18 @@ function openDataFile(
   const reference = parseReference(name, file.path);
   const role = { role: 'external data file', referrer: file.path } as const;
   const path = permittedPath(reference, role, policyOf(options, root));
-  return { device: new FileDevice(path), path };
+  const { writable } = access;
+  const device = new FileDevice(path, { writable, growable: writable });
+  try {
+    if (writable && seen.has(device.identity)) {
+      throw new Qcow2Error('CYCLE', 'it is its own external data file', { file: file.path });
+    }
+    lockDevice(device, 'dataFile', access);
+  } catch (error) {
+    device.close();
+    throw error;
+  }
+  return { device, path };
 }
 
 function backingRequest(

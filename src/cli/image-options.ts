@@ -23,12 +23,12 @@ export const DESCRIBE_OPTIONS = {
   },
 } as const satisfies Record<string, OptionDefinition>;
 
-/** qemu-img's `-U`: this package takes no locks when it reads, so there is nothing to force. */
+/** qemu-img's `-U`: read past the locks of those who write to an image. */
 export const FORCE_SHARE_OPTION = {
   'force-share': {
     kind: 'flag',
     short: 'U',
-    description: 'read images that are in use; always so here',
+    description: 'read images that are in use; what is read may be inconsistent',
   },
 } as const satisfies Record<string, OptionDefinition>;
 
@@ -46,13 +46,14 @@ export const REFERENCE_OPTIONS = {
   },
 } as const satisfies Record<string, OptionDefinition>;
 
-/** The values of {@link REFERENCE_OPTIONS} as properties for `openImage`. */
+/** The values of both {@link REFERENCE_OPTIONS} and {@link FORCE_SHARE_OPTION} for `openImage`. */
 export function referenceOptions(
   args: ParsedArguments,
-): Pick<OpenImageOptions, 'backingFormat' | 'allowProtocolNames'> {
+): Pick<OpenImageOptions, 'backingFormat' | 'allowProtocolNames' | 'forceShare'> {
   return {
     backingFormat: formatOption(args.value('backing-format')).format,
     allowProtocolNames: args.flag('allow-protocol-names'),
+    forceShare: args.flag('force-share'),
   };
 }
 

@@ -51,6 +51,7 @@ export class FileDevice implements HostFile {
   #size: number;
   /** The first flush that failed; see {@link flush}. */
   #lostWrites: unknown;
+  #isFlushed = true;
 
   /**
    * @throws {Qcow2Error} `HOST` if it cannot be opened, `UNKNOWN_FORMAT` if it is neither a file
@@ -70,6 +71,14 @@ export class FileDevice implements HostFile {
   /** Bytes that can be read. */
   get size(): number {
     return this.#size;
+  }
+
+  /**
+   * Takes the size from the file anew: what it was before the file was locked may be out of date.
+   * @throws {Qcow2Error} `CLOSED`
+   */
+  updateSize(): void {
+    if (!this.isBlockDevice) this.#size = fstatSync(this.descriptor).size;
   }
 
   /** Bytes that the file occupies on its filesystem. */
@@ -133,7 +142,9 @@ export class FileDevice implements HostFile {
     const length = parts.reduce((sum, part) => sum + part.length, 0);
     this.#prepareWrite(offset, length);
     const fd = this.descriptor;
-    this.#transfer(offset, length, (done) => writevSync(fd, partsFrom(parts, done), offset + done));
+    this.#transfer(offset, length, (done) => {
+      return writevSync(fd, done === 0 ? parts : partsFrom(parts, done), offset + done);
+    });
   }
 
   /**
@@ -161,7 +172,7 @@ export class FileDevice implements HostFile {
    * @throws {Qcow2Error} `READ_ONLY` or `OUT_OF_RANGE`
    */
   discard(offset: number, length: number): void {
-    this.#checkWritable();
+    this.#prepareChange();
     checkRange(offset, length, this.#size);
     try {
       this.#fallocate('punch-hole', offset, length);
@@ -177,12 +188,13 @@ export class FileDevice implements HostFile {
    * @throws {Qcow2Error} `READ_ONLY`; `HOST` if the host refuses, or a block device is smaller
    */
   resize(size: number): void {
-    this.#checkWritable();
+    this.#prepareChange();
     checkRange(0, size, Number.MAX_SAFE_INTEGER);
     if (this.isBlockDevice) {
       if (size > this.#size) throw this.#cannotGrow(size);
       return;
     }
+    this.#isFlushed = false;
     try {
       ftruncateSync(this.descriptor, size);
     } catch (error) {
@@ -211,6 +223,7 @@ export class FileDevice implements HostFile {
     this.#checkNotShrunk();
     try {
       fdatasyncSync(this.descriptor);
+      this.#isFlushed = true;
     } catch (error) {
       this.#lostWrites = error;
       throw hostError('cannot flush', this.path, error);
@@ -242,24 +255,32 @@ export class FileDevice implements HostFile {
     return this.readOnly ? { descriptor: this.descriptor, hostOffset: offset } : undefined;
   }
 
+  /**
+   * Flushes what was written since the last flush, and closes the file whether that works or not.
+   * @throws {Qcow2Error} as {@link flush}
+   */
   close(): void {
     if (this.#fd < 0) return;
-    closeSync(this.#fd);
-    this.#fd = -1;
+    try {
+      if (!this.#isFlushed) this.flush();
+    } finally {
+      closeSync(this.#fd);
+      this.#fd = -1;
+    }
   }
 
   [Symbol.dispose](): void {
     this.close();
   }
 
-  #checkWritable(): void {
+  #prepareChange(): void {
     if (this.readOnly) {
       throw new Qcow2Error('READ_ONLY', 'the file was opened for reading', { file: this.path });
     }
   }
 
   #prepareWrite(offset: number, length: number): void {
-    this.#checkWritable();
+    this.#prepareChange();
     const end = offset + length;
     if (end > this.#size && this.growable) {
       if (this.isBlockDevice) throw this.#cannotGrow(end);
@@ -272,6 +293,7 @@ export class FileDevice implements HostFile {
 
   /** Calls `step` until `length` bytes are stored; it stores some, and returns how many. */
   #transfer(offset: number, length: number, step: (done: number) => number): void {
+    this.#isFlushed = false;
     let done = 0;
     try {
       while (done < length) {
@@ -307,6 +329,7 @@ export class FileDevice implements HostFile {
   }
 
   #fallocate(mode: FallocateMode, offset: number, length: number): boolean {
+    this.#isFlushed = false;
     return fallocate(mode, { fd: this.descriptor, offset, length, path: this.path });
   }
 

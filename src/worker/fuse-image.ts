@@ -93,11 +93,12 @@ const NO_TABLE: PartitionTable = {
 };
 
 function openOptions(request: ImageRequest): OpenImageOptions {
-  const { format, backingFormat, allowProtocolNames } = request;
+  const { format, backingFormat, allowProtocolNames, forceShare } = request;
   return {
     ...(format === undefined ? {} : { format }),
     ...(backingFormat === undefined ? {} : { backingFormat }),
     ...(allowProtocolNames === undefined ? {} : { allowProtocolNames }),
+    ...(forceShare === undefined ? {} : { forceShare }),
   };
 }
 

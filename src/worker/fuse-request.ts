@@ -13,6 +13,7 @@ export interface ImageRequest {
   format?: 'qcow2' | 'raw';
   backingFormat?: 'qcow2' | 'raw';
   allowProtocolNames?: boolean;
+  forceShare?: boolean;
   /** Show this internal snapshot, by id or name, in place of the current state. */
   snapshot?: string;
   /** Show this partition as `disk.raw`. */

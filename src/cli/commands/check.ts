@@ -65,7 +65,10 @@ function run(args: ParsedArguments, io: CommandIo): number {
   }
   const [path = ''] = args.operands;
   const isQuiet = args.flag('quiet');
-  using image = openForCheck(path, formatOption(args.value('format')));
+  using image = openForCheck(path, {
+    ...formatOption(args.value('format')),
+    forceShare: args.flag('force-share'),
+  });
   if (image.format !== 'qcow2') {
     io.stderr('qcow2: This image format does not support checks\n');
     return EXIT_UNSUPPORTED;

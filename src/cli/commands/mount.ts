@@ -9,6 +9,7 @@ import { parseFuseOptions } from '../../worker/fuse-options.ts';
 import type { MountRequest, MountSummary } from '../../worker/fuse-request.ts';
 import { nearestName, usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
+import { FORCE_SHARE_OPTION } from '../image-options.ts';
 import { formatSize } from '../size.ts';
 
 const FORMATS = ['qcow2', 'raw'] as const;
@@ -88,6 +89,7 @@ export const command: CommandDefinition = {
       kind: 'flag',
       description: 'take json: and PROTOCOL: names of backing files for file names',
     },
+    ...FORCE_SHARE_OPTION,
     channel: {
       kind: 'value',
       placeholder: 'NAME',
@@ -161,6 +163,7 @@ function formatOptions(args: ParsedArguments): Partial<MountRequest> {
     request.backingFormat = args.choice('backing-format', FORMATS, 'raw');
   }
   if (args.flag('allow-protocol-names')) request.allowProtocolNames = true;
+  if (args.flag('force-share')) request.forceShare = true;
   return request;
 }
 

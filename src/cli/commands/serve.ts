@@ -11,6 +11,7 @@ import { serveNbd } from '../../export/nbd/server.ts';
 import type { NbdAddress, NbdServer } from '../../export/nbd/server.ts';
 import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
+import { FORCE_SHARE_OPTION } from '../image-options.ts';
 import { formatSizeWithBytes } from '../size.ts';
 
 const FORMATS = ['qcow2', 'raw'] as const;
@@ -95,6 +96,7 @@ export const command: CommandDefinition = {
       kind: 'flag',
       description: 'take json: and PROTOCOL: names of backing files for file names',
     },
+    ...FORCE_SHARE_OPTION,
     'max-clients': {
       kind: 'value',
       short: 'e',
@@ -226,6 +228,7 @@ function openOptions(args: ParsedArguments): OpenImageOptions {
     options.backingFormat = args.choice('backing-format', FORMATS, 'raw');
   }
   if (args.flag('allow-protocol-names')) options.allowProtocolNames = true;
+  if (args.flag('force-share')) options.forceShare = true;
   return options;
 }
 
