@@ -2,6 +2,7 @@
 
 import type { BlockDevice } from '../device/block-device.ts';
 import { Qcow2Error } from '../errors.ts';
+import type { ErrorCode } from '../errors.ts';
 import { BitmapFlag, decodeBitmapDirectory } from '../format/qcow2/bitmap-directory.ts';
 import type { BitmapEntry } from '../format/qcow2/bitmap-directory.ts';
 import type { Qcow2Header } from '../format/qcow2/header.ts';
@@ -145,30 +146,63 @@ interface FieldTable {
   structure: string;
 }
 
+/** Where the bits of one cluster of a bitmap are: a host offset, or all alike without one. */
+export type BitmapPlace = number | 'zeroes' | 'ones';
+
+/**
+ * Decodes an entry of a bitmap table.
+ *
+ * @param entry its 8 bytes
+ * @param location of it, for the error
+ * @throws {Qcow2Error} `CORRUPT` or `TRUNCATED`
+ */
+export function decodeBitmapPlace(
+  { header, file }: BitmapSource,
+  entry: Uint8Array,
+  location: BitmapEntryLocation,
+): BitmapPlace {
+  const high = readU32(entry, 0);
+  const low = readU32(entry, 4);
+  const offset = entryOffset(high, low);
+  const fail = (code: ErrorCode, problem: string): Qcow2Error =>
+    new Qcow2Error(code, `entry ${location.index} ${problem}`, location);
+  // Reserved: bits 1 to 8 and 56 to 63; bit 0 means something only without an offset.
+  if ((high & 0xff00_0000) !== 0 || (low & 0x1fe) !== 0 || (offset !== 0 && (low & 1) !== 0)) {
+    throw fail('CORRUPT', 'has reserved bits set');
+  }
+  if (offset === 0) return (low & 1) !== 0 ? 'ones' : 'zeroes';
+  if (offset % header.clusterSize !== 0) {
+    throw fail('CORRUPT', `has an unaligned offset ${offset}`);
+  }
+  if (offset >= file.size) throw fail('TRUNCATED', 'points past the end of the file');
+  return offset;
+}
+
+/** Which entry of a bitmap table is decoded. */
+export interface BitmapEntryLocation {
+  structure: string;
+  /** Host offset of the entry. */
+  offset: number;
+  index: number;
+}
+
 /** Reads one cluster of a bitmap; true or false if all its bits are alike without one. */
 function loadBitmapCluster(
-  { header, file }: BitmapSource,
-  table: FieldTable,
+  source: BitmapSource,
+  { bytes, offset, structure }: FieldTable,
   index: number,
   target: Uint8Array,
 ): boolean | undefined {
-  const high = readU32(table.bytes, index * 8);
-  const low = readU32(table.bytes, index * 8 + 4);
-  const offset = entryOffset(high, low);
-  const location = { structure: table.structure, offset: table.offset + index * 8 };
-  // Reserved: bits 1 to 8 and 56 to 63; bit 0 means something only without an offset.
-  if ((high & 0xff00_0000) !== 0 || (low & 0x1fe) !== 0 || (offset !== 0 && (low & 1) !== 0)) {
-    throw new Qcow2Error('CORRUPT', `entry ${index} has reserved bits set`, location);
-  }
-  if (offset === 0) return (low & 1) !== 0;
-  if (offset % header.clusterSize !== 0) {
-    throw new Qcow2Error('CORRUPT', `entry ${index} has an unaligned offset ${offset}`, location);
-  }
-  if (offset >= file.size) {
-    throw new Qcow2Error('TRUNCATED', `entry ${index} points past the end of the file`, location);
-  }
-  const available = Math.min(target.length, file.size - offset);
-  file.read(target.subarray(0, available), offset);
-  target.fill(0, available);
+  const entry = bytes.subarray(index * 8, index * 8 + 8);
+  const place = decodeBitmapPlace(source, entry, { structure, offset: offset + index * 8, index });
+  if (typeof place !== 'number') return place === 'ones';
+  readBitmapCluster(source, place, target);
   return undefined;
+}
+
+/** Fills `target` with a cluster of a bitmap; what the file does not have of it is zero. */
+export function readBitmapCluster({ file }: BitmapSource, place: number, target: Uint8Array): void {
+  const available = Math.max(0, Math.min(target.length, file.size - place));
+  file.read(target.subarray(0, available), place);
+  target.fill(0, available);
 }

@@ -1,46 +1,11 @@
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
-import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { setTimeout as delay } from 'node:timers/promises';
 import { expect, it } from 'vitest';
 import { openImage } from '../../src/index.ts';
-import type { ChainedQcow2Image, DirtyRange } from '../../src/index.ts';
+import type { ChainedQcow2Image } from '../../src/index.ts';
 import { describePeers } from '../support/peers.ts';
-import { qemuImg, qemuIo, run } from '../support/qemu.ts';
+import { qemuImg, qemuIo } from '../support/qemu.ts';
 import { temporaryDirectory } from '../support/temp.ts';
-
-interface NbdExtent {
-  offset: number;
-  length: number;
-  type: number;
-}
-
-function endOf({ offset, length }: DirtyRange): number {
-  return offset + length;
-}
-
-/** What qemu-nbd says that a bitmap marks, neighbours merged. */
-async function dirtyAccordingToQemu(image: string, bitmap: string): Promise<DirtyRange[]> {
-  const socket = `${image}.sock`;
-  const server = spawn('qemu-nbd', ['-r', '-t', '-f', 'qcow2', '-B', bitmap, '-k', socket, image]);
-  try {
-    while (!existsSync(socket) && server.exitCode === null) await delay(10);
-    const uri = `nbd+unix:///?socket=${socket}`;
-    const map = run('nbdinfo', ['--json', `--map=qemu:dirty-bitmap:${bitmap}`, uri]);
-    const ranges: DirtyRange[] = [];
-    for (const { offset, length, type } of JSON.parse(map) as NbdExtent[]) {
-      if (type === 0) continue;
-      const last = ranges.at(-1);
-      if (last !== undefined && endOf(last) === offset) last.length += length;
-      else ranges.push({ offset, length });
-    }
-    return ranges;
-  } finally {
-    server.kill();
-    if (server.exitCode === null) await once(server, 'exit');
-  }
-}
+import { dirtyAccordingToQemu } from './bitmap-oracle.ts';
 
 function openQcow2(path: string): ChainedQcow2Image {
   const image = openImage(path);
