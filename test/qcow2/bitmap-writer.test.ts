@@ -255,6 +255,33 @@ describePeers(['qemu-img', 'qemu-nbd', 'nbdinfo'], 'bitmaps of a disk that is re
     expect(qemuImgJson('info', path)).toMatchObject({ 'virtual-size': to });
   });
 
+  it.each([
+    [64 * MiB, 2048 * MiB],
+    [1500 * MiB, 64 * MiB],
+  ])('are whole, or marked as in use, after a crash at any write: %i to %i', (from, to) => {
+    const path = makeResizable(from);
+    const image = openBitmaps(path);
+    const bytes = Uint8Array.from(image.file.bytes);
+    image.tracker.markDirty(MiB, MiB);
+    image.tracker.markDirty(from - MiB, MiB);
+    resize(image, to);
+    image.tracker.store();
+    for (const entry of image.file.log) {
+      if (entry === 'flush') continue;
+      bytes.set(entry.bytes, entry.offset);
+      writeFileSync(path, bytes);
+      const crashed = openBitmaps(bytes);
+      for (const [name, flags] of Object.entries(crashed.flags())) {
+        if ((flags & IN_USE) === 0) expect(dirty(crashed, name).length).toBeLessThan(3);
+      }
+      // Nothing worse than leaks; 3 says that there are some.
+      const { exitCode, stdout, stderr } = tryRun('qemu-img', ['check', path]);
+      expect(exitCode % 3, stdout + stderr).toBe(0);
+      expect(() => qemuIo(path, ['read -q 0 512'])).not.toThrow();
+    }
+    expect(dirty(openBitmaps(bytes), 'fine')).toEqual(dirty(image, 'fine'));
+  });
+
   it('fit the old size again if the new one was not made', () => {
     const path = makeResizable(64 * MiB);
     const image = openBitmaps(path);
