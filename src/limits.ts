@@ -28,6 +28,9 @@ export const MAX_SNAPSHOT_TABLE_BYTES = 64 * MiB;
 /** Bytes of extra data in one snapshot table row (QEMU). */
 export const MAX_SNAPSHOT_EXTRA_BYTES = 1 * KiB;
 
+/** Bytes in the name of a snapshot that is made here (QEMU's buffer holds 255 and a NUL). */
+export const MAX_SNAPSHOT_NAME_BYTES = 255;
+
 /** Persistent bitmaps in an image (QEMU). */
 export const MAX_BITMAPS = 65_535;
 /** Bytes in the bitmap directory (QEMU: 65,535 entries of at most 1 KiB). */

@@ -148,6 +148,11 @@ export class ClusterAllocator {
     this.#nextCompressed = undefined;
   }
 
+  /** Starts a new cluster for the next compressed data: the one before may have been freed. */
+  startNewCompressed(): void {
+    this.#nextCompressed = undefined;
+  }
+
   /** Lowers the counts of all that was freed: for the commit, when no reference is left. */
   giveUpFreed(): void {
     const { file, dataFile, passDiscard } = this.#parts;

@@ -42,6 +42,11 @@ export class ClusterCache {
     this.#clusters.set(hostOffset, cluster);
   }
 
+  /** Forgets all clusters. */
+  clear(): void {
+    this.#clusters.clear();
+  }
+
   /** Forgets a cluster: its compressed bytes are about to be given up. */
   delete(hostOffset: number): void {
     this.#clusters.delete(hostOffset);

@@ -53,6 +53,8 @@ export class Committer {
   #isUnflushed = false;
   /** Some of it must be in the file before L2 entries that are still in memory. */
   #needsBarrier = false;
+  /** A flush failed without which nothing more may be written. */
+  #isFlushRequired = false;
   /** What was written since then, and counts as changed until the flush. */
   readonly #written: { cache: TableCache; table: TableName }[] = [];
 
@@ -103,17 +105,17 @@ export class Committer {
       if (refcounts.hasRaised) this.#needsBarrier = true;
       this.#write(blocks, 'refcount block');
     }
-    if (this.#needsBarrier) this.#flushFiles();
+    if (this.#needsBarrier) this.flushFiles();
     if (includesRefcounts) this.#commitRefcountTable();
     if (tables.isDirty('L2 table')) {
       this.#write(tables, 'L2 table');
-      this.#flushFiles();
+      this.flushFiles();
     }
     if (tables.isDirty('L1 table')) {
       this.#write(tables, 'L1 table');
-      this.#flushFiles();
+      this.flushFiles();
     }
-    if (this.#isUnflushed) this.#flushFiles();
+    if (this.#isUnflushed) this.flushFiles();
     allocator.giveUpFreed();
   }
 
@@ -122,13 +124,13 @@ export class Committer {
     if (!refcounts.isTableDirty) return;
     const { refcountTableOffset, refcountTableClusters } = headerWriter.header;
     const moved = refcounts.writeTable();
-    this.#flushFiles();
+    this.flushFiles();
     if (moved !== undefined) {
       headerWriter.update({
         refcountTableOffset: moved.offset,
         refcountTableClusters: moved.clusters,
       });
-      this.#flushFiles();
+      this.flushFiles();
       allocator.free({ offset: refcountTableOffset, count: refcountTableClusters });
     }
     refcounts.markTableWritten();
@@ -140,11 +142,27 @@ export class Committer {
     this.#written.push({ cache, table });
   }
 
-  #flushFiles(): void {
+  /** Tells that nothing may be written before the files have been flushed. */
+  requireFlush(): void {
+    this.#isUnflushed = true;
+    this.#isFlushRequired = true;
+  }
+
+  /**
+   * Flushes the files first, if that is still required because it failed.
+   * @throws {Qcow2Error} `HOST` if it fails again
+   */
+  ensureFlushed(): void {
+    if (this.#isFlushRequired) this.flushFiles();
+  }
+
+  /** Brings what was written to the disk, without writing anything that is in memory. */
+  flushFiles(): void {
     this.#parts.dataFile?.flush();
     this.#parts.file.flush();
     this.#isUnflushed = false;
     this.#needsBarrier = false;
+    this.#isFlushRequired = false;
     for (const { cache, table } of this.#written) cache.markWritten(table);
     if (this.#written.some(({ table }) => table === 'refcount block')) {
       this.#parts.refcounts.hasRaised = false;

@@ -11,6 +11,7 @@ import type { HostFile } from '../device/block-device.ts';
 import { Qcow2Error } from '../errors.ts';
 import { AutoclearFeature } from '../format/qcow2/features.ts';
 import type { Qcow2Header } from '../format/qcow2/header.ts';
+import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import { DEFAULT_METADATA_CACHE_BYTES } from '../limits.ts';
 import { ClusterAllocator } from './allocator.ts';
 import type { PassDiscard } from './allocator.ts';
@@ -24,6 +25,8 @@ import { L2Editor } from './l2-editor.ts';
 import type { L1Location } from './mapping.ts';
 import { activeL2Tables, headerStructures, MetadataMap } from './metadata-map.ts';
 import { RefcountStore } from './refcount-store.ts';
+import { emptyDisk, resizeDisk } from './resizer.ts';
+import { applySnapshot, createSnapshot, deleteSnapshot } from './snapshot-writer.ts';
 import { measureSnapshotTable, readSnapshotTable } from './snapshots.ts';
 import type { TableCache } from './table-cache.ts';
 import type { DiskReader, WriteContext } from './write-context.ts';
@@ -93,6 +96,31 @@ export class ImageWriter {
     this.change(({ zero }) => zero.discard({ offset, length }));
   }
 
+  /** Makes a snapshot of the disk as it is. */
+  createSnapshot(name: string): SnapshotRow {
+    return this.change((engine) => createSnapshot(engine, name));
+  }
+
+  /** Makes the disk what it was at a snapshot. */
+  applySnapshot(row: SnapshotRow): void {
+    this.change((engine) => applySnapshot(engine, row));
+  }
+
+  /** Deletes a snapshot. */
+  deleteSnapshot({ id }: SnapshotRow): void {
+    this.change((engine) => deleteSnapshot(engine, id));
+  }
+
+  /** Changes the size of the disk; `setSize` makes its readers see that. */
+  resize(size: number, setSize: (size: number) => void): void {
+    this.change((engine) => resizeDisk(engine, size, setSize));
+  }
+
+  /** Drops everything that the disk has allocated. */
+  makeEmpty(): void {
+    this.change((engine) => emptyDisk(engine));
+  }
+
   /** Returns once everything written would survive a power cut. */
   flush(): void {
     if (this.#engine === undefined) return;
@@ -121,6 +149,7 @@ export class ImageWriter {
     if (this.#failure !== undefined) throw this.#failure;
     try {
       const engine = (this.#engine ??= this.#begin());
+      engine.committer.ensureFlushed();
       const result = action(engine);
       if (engine.committer.isDue) engine.committer.flush();
       return result;

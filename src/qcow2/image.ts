@@ -53,6 +53,12 @@ export interface Qcow2ImageParts<B extends BlockDevice = BlockDevice> extends Ca
   passDiscard?: PassDiscard | undefined;
 }
 
+/** Options of {@link Qcow2Image.resize}. */
+export interface ResizeOptions {
+  /** Allow a smaller size, which loses the data past it (default false). */
+  shrink?: boolean | undefined;
+}
+
 /**
  * Reads and checks the header of a file.
  * @throws {Qcow2Error} `NOT_THIS_FORMAT`, `UNSUPPORTED`, `CORRUPT`, `TOO_LARGE` or `TRUNCATED`
@@ -193,6 +199,88 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
   }
 
   /**
+   * Changes the size of the disk. What it gains reads as zeroes.
+   *
+   * @param size bytes, a multiple of 512
+   * @throws {Qcow2Error} as {@link write}; `INVALID_OPTION` for a size that cannot be one, or a
+   * smaller one without `shrink`; `TOO_LARGE`; `UNSUPPORTED` for a version 2 image with snapshots
+   */
+  resize(size: number, options: ResizeOptions = {}): void {
+    const writer = this.#writable();
+    if (size < this.size && options.shrink !== true) {
+      throw new Qcow2Error('INVALID_OPTION', 'the data past the new end would be lost', {
+        file: this.path,
+        hint: 'set `shrink` (--shrink) if that is meant',
+      });
+    }
+    try {
+      writer.resize(size, (newSize) => {
+        this.size = newSize;
+      });
+    } finally {
+      this.size = this.header.size;
+    }
+  }
+
+  /**
+   * Makes an internal snapshot of the disk as it is. It takes effect in one instant: after a crash
+   * it is there, or nothing of it is.
+   *
+   * @param name 1 to 255 bytes; need not be unique, since the id is
+   * @returns its row of the snapshot table
+   * @throws {Qcow2Error} as {@link write}; `UNSUPPORTED` for an image with an external data file, or
+   * if a refcount is too narrow to share a cluster once more
+   */
+  createSnapshot(name: string): SnapshotRow {
+    const row = this.#writable().createSnapshot(name);
+    this.#snapshots = undefined;
+    return findSnapshot(this.snapshots, row.id) ?? row;
+  }
+
+  /**
+   * Makes the disk what it was at a snapshot, its size too. What was written since is lost.
+   *
+   * @param idOrName looked for among the ids first, then among the names
+   * @throws {Qcow2Error} as {@link createSnapshot}; `NOT_FOUND`; `UNSUPPORTED` for an image with
+   * bitmaps
+   */
+  applySnapshot(idOrName: string): void {
+    const writer = this.#writable();
+    // Its tables are looked at as a device's would be.
+    const { info } = this.openSnapshot(idOrName);
+    try {
+      writer.applySnapshot(info);
+    } finally {
+      this.size = this.header.size;
+    }
+  }
+
+  /**
+   * Deletes a snapshot. Devices that {@link openSnapshot} gave for it must not be used any more.
+   *
+   * @param idOrName looked for among the ids first, then among the names
+   * @throws {Qcow2Error} as {@link write}; `NOT_FOUND`
+   */
+  deleteSnapshot(idOrName: string): void {
+    const writer = this.#writable();
+    const { info } = this.openSnapshot(idOrName);
+    try {
+      writer.deleteSnapshot(info);
+    } finally {
+      this.#snapshots = undefined;
+    }
+  }
+
+  /**
+   * Drops everything that the disk has allocated, so that the backing file shows, or zeroes where
+   * there is none. Snapshots keep what they have.
+   * @throws {Qcow2Error} as {@link write}
+   */
+  makeEmpty(): void {
+    this.#writable().makeEmpty();
+  }
+
+  /**
    * Returns once everything written would survive a power cut.
    * @throws {Qcow2Error} `HOST` if the host cannot promise it
    */
@@ -283,7 +371,9 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
 
   #writable(): ImageWriter {
     if (this.#writer === undefined) {
-      throw new Qcow2Error('READ_ONLY', 'the image was opened for reading', { file: this.path });
+      throw new Qcow2Error('READ_ONLY', 'it can only be read: it was not opened for writing', {
+        file: this.path,
+      });
     }
     return this.#writer;
   }

@@ -64,6 +64,11 @@ export class MetadataMap {
     }
   }
 
+  /** Removes all structures of a kind. */
+  removeKind(kind: MetadataKind): void {
+    for (const [index, known] of this.#kinds) if (known === kind) this.#kinds.delete(index);
+  }
+
   /**
    * Checks that a range of the file is not metadata.
    * @param what is about to be put there

@@ -213,7 +213,8 @@ export class ZeroWriter {
 
   #discard(guest: number, length: number): void {
     const { header, backingSize } = this.#context;
-    this.#changeAllocated(guest, length, (words, at, isAllocated) => {
+    const range = { guest, length, marksUnallocated: true };
+    this.#changeAllocated(range, (words, at, isAllocated) => {
       const keepsNothing = backingSize === 0 && !isAllocated;
       if (keepsNothing) return false;
       const isExtended = header.hasExtendedL2;
@@ -229,7 +230,8 @@ export class ZeroWriter {
 
   #deallocate(guest: number, length: number): void {
     const { header } = this.#context;
-    this.#changeAllocated(guest, length, (words, at) => {
+    const range = { guest, length, marksUnallocated: false };
+    this.#changeAllocated(range, (words, at) => {
       setEntry(words, at, { offset: 0, high: 0, low: 0 });
       if (header.hasExtendedL2) words.fill(0, at + 2, at + 4);
       return true;
@@ -238,17 +240,17 @@ export class ZeroWriter {
 
   /** Replaces the entries of whole clusters and gives up what they pointed at. */
   #changeAllocated(
-    guest: number,
-    length: number,
+    range: { guest: number; length: number; marksUnallocated: boolean },
     change: (words: Uint32Array, at: number, isAllocated: boolean) => boolean,
   ): void {
     const { header, editor } = this.#context;
+    const { guest, length, marksUnallocated } = range;
     const { clusterSize, hasExtendedL2 } = header;
     const entryWords = header.l2EntrySize / 4;
     const { l1Index, l2Index } = this.#position(guest);
     const count = Math.ceil(length / clusterSize);
     const existing = editor.locate(l1Index).offset;
-    if (!this.#isBacked(guest)) {
+    if (!marksUnallocated || !this.#isBacked(guest)) {
       if (existing === 0) return;
       const slice = editor.read(existing, l2Index);
       const start = (l2Index - slice.firstIndex) * entryWords;
