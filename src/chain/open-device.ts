@@ -18,8 +18,9 @@ export interface OpenDeviceOptions extends OpenImageOptions {
 }
 
 /**
- * Opens a disk, or the part of it that the options select, as a read-only device. Closing the
- * device closes the image.
+ * Opens a disk, or the part of it that the options select, as a device. Closing the device closes
+ * the image. With `writable` the active disk and its partitions are written; snapshots and lower
+ * layers can only be read.
  *
  * @throws {Qcow2Error} `NOT_FOUND` if there is no such layer, snapshot or partition, and whatever
  * {@link openImage} throws

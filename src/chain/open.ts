@@ -10,6 +10,7 @@ import { encryptedError, isQcow2 } from '../format/qcow2/header.ts';
 import type { Qcow2Header } from '../format/qcow2/header.ts';
 import { lockFile, LockRequests } from '../host/locks.ts';
 import { MAX_CHAIN_DEPTH } from '../limits.ts';
+import type { PassDiscard } from '../qcow2/allocator.ts';
 import { Qcow2Image, readHeader } from '../qcow2/image.ts';
 import type { CacheOptions } from '../qcow2/image.ts';
 import { parseReference, quote } from './names.ts';
@@ -45,10 +46,17 @@ export interface OpenImageOptions extends CacheOptions {
   /** Leave backing files unopened: unallocated clusters read as zeroes (default false). */
   withoutBacking?: boolean | undefined;
   /**
-   * Open the image for writing (default false); its backing files are still only read. A file that
+   * Open the image for writing (default false); its backing files are only read. A file that
    * anyone else writes to, or reads and needs unchanged, is refused.
    */
   writable?: boolean | undefined;
+  /**
+   * With `writable`: open the backing file for writing too, but not what is behind that (default
+   * false). For committing to it: any other write to it changes what all its overlays show.
+   */
+  writableBacking?: boolean | undefined;
+  /** Which freed clusters of a qcow2 image are given back to the host's filesystem. */
+  passDiscard?: PassDiscard | undefined;
   /**
    * Open a qcow2 image for writing even if it is marked corrupt (default false). For repairing it:
    * any other write can destroy more.
@@ -137,7 +145,7 @@ function openLayer(top: LayerRequest, options: OpenImageOptions, root: string): 
 function assemble(
   links: readonly PendingLink[],
   base: RawImage | undefined,
-  { metadataCacheBytes, clusterCacheBytes }: OpenImageOptions,
+  { metadataCacheBytes, clusterCacheBytes, passDiscard }: OpenImageOptions,
 ): Image {
   let image: Image | undefined = base;
   for (const { file, header, dataFile, writable } of [...links].reverse()) {
@@ -149,6 +157,7 @@ function assemble(
       dataFile,
       backing: image,
       writable,
+      passDiscard,
       ...caches,
     });
   }
@@ -171,9 +180,11 @@ interface Access {
 }
 
 function accessOf(options: OpenImageOptions, depth: number): Access {
-  const { writable = false, forRepair = false, forceShare = false, lock = true } = options;
+  const { writable = false, writableBacking = false } = options;
+  const { forRepair = false, forceShare = false, lock = true } = options;
+  const writableLayers = writable ? (writableBacking ? 2 : 1) : 0;
   const locking = !lock ? 'none' : forceShare ? 'shared' : 'full';
-  return { writable: writable && depth === 0, forRepair, locking };
+  return { writable: depth < writableLayers, forRepair, locking };
 }
 
 /** Before anything is read that a writer could be changing. */

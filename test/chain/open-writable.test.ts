@@ -4,7 +4,7 @@ import { beforeEach, describe, expect, it } from 'vitest';
 import { openDevice, openImage, RawImage } from '../../src/index.ts';
 import { lockedBytes } from '../support/lock-holder.ts';
 import { describePeers, hasPeer } from '../support/peers.ts';
-import { qemuImg } from '../support/qemu.ts';
+import { qemuImg, qemuIo } from '../support/qemu.ts';
 import { temporaryDirectoryPerTest } from '../support/temp.ts';
 
 const directory = temporaryDirectoryPerTest();
@@ -60,7 +60,7 @@ describe('a raw image that is opened for writing', () => {
   });
 });
 
-describePeers(['qemu-img', 'koffi'], 'a qcow2 image that is opened for writing', () => {
+describePeers(['qemu-img', 'qemu-io', 'koffi'], 'a qcow2 image that is opened for writing', () => {
   beforeEach(() => {
     image = join(directory(), 'disk.qcow2');
     qemuImg('create', '-q', '-f', 'qcow2', '-b', raw, '-F', 'raw', image, '1M');
@@ -73,6 +73,43 @@ describePeers(['qemu-img', 'koffi'], 'a qcow2 image that is opened for writing',
     const { size } = statSync(image);
     disk.file.write(Buffer.alloc(10), size + 1000);
     expect(statSync(image).size).toBe(size + 1010);
+  });
+
+  it('has a backing file that is written if that was asked for, and no other', () => {
+    const top = join(directory(), 'top.qcow2');
+    qemuImg('create', '-q', '-f', 'qcow2', '-b', image, '-F', 'qcow2', top);
+    {
+      using disk = openImage(top, { writable: true, writableBacking: true });
+      expect([disk.backing?.readOnly, disk.backing?.backing?.readOnly]).toEqual([false, true]);
+      expect(lockedBytes('self', image)).toEqual([100, 101, 103, 201, 203]);
+      expect(lockedBytes('self', raw)).toEqual([100]);
+    }
+    using disk = openImage(image, { writable: true, writableBacking: true });
+    disk.backing?.write(Buffer.from('base'), 0);
+    const target = Buffer.alloc(4);
+    disk.read(target, 0);
+    expect(target.toString()).toBe('base');
+    using reading = openImage(raw, { writableBacking: true });
+    expect(reading.readOnly).toBe(true);
+  });
+
+  it('is written for QEMU to read, and gives back what is discarded', () => {
+    qemuImg('create', '-q', '-f', 'qcow2', image, '1M');
+    for (const isGivenBack of [false, true]) {
+      {
+        using disk = openDevice(image, { writable: true, passDiscard: { request: isGivenBack } });
+        disk.write(Buffer.alloc(512 * 1024, 0x5a), 4096);
+      }
+      qemuIo(image, ['read -P 0x5a 4k 512k', 'read -P 0 516k 4k']);
+      const before = statSync(image).blocks * 512;
+      {
+        using disk = openDevice(image, { writable: true, passDiscard: { request: isGivenBack } });
+        disk.discard(0, MiB);
+      }
+      const freed = before - statSync(image).blocks * 512;
+      if (isGivenBack) expect(freed).toBeGreaterThan(400 * 1024);
+      else expect(freed).toBe(0);
+    }
   });
 
   it('has a data file that is written', () => {
