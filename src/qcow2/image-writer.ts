@@ -15,6 +15,7 @@ import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import { DEFAULT_METADATA_CACHE_BYTES } from '../limits.ts';
 import { ClusterAllocator } from './allocator.ts';
 import type { PassDiscard } from './allocator.ts';
+import { BitmapTracker } from './bitmap-writer.ts';
 import { readBitmapDirectory } from './bitmaps.ts';
 import type { ClusterCache } from './cluster-cache.ts';
 import { Committer } from './commit.ts';
@@ -51,6 +52,8 @@ export interface ImageWriterParts {
 export interface WriteEngine extends WriteContext {
   readonly disk: DiskWriter;
   readonly zero: ZeroWriter;
+  /** Where the image has bitmaps that can be trusted. */
+  readonly bitmaps: BitmapTracker | undefined;
   readonly clusters: ClusterCache;
   readonly passDiscard: PassDiscard;
 }
@@ -72,13 +75,17 @@ export class ImageWriter {
   /** Stores `source` at an offset of the disk. */
   write(source: Uint8Array, offset: number): void {
     if (source.length === 0) return;
-    this.change(({ disk }) => disk.write(source, offset));
+    this.change(({ bitmaps, disk }) => {
+      bitmaps?.markDirty(offset, source.length);
+      disk.write(source, offset);
+    });
   }
 
   /** Stores whole clusters compressed. */
   writeCompressed(source: Uint8Array, offset: number): void {
     if (source.length === 0) return;
     this.change((engine) => {
+      engine.bitmaps?.markDirty(offset, source.length);
       this.#compressed ??= new CompressedWriter(engine, engine.disk);
       this.#compressed.write(source, offset);
     });
@@ -87,13 +94,19 @@ export class ImageWriter {
   /** Makes a range of the disk read as zeroes. */
   writeZeroes(offset: number, length: number, { mayUnmap }: { mayUnmap: boolean }): void {
     if (length === 0) return;
-    this.change(({ zero }) => zero.writeZeroes({ offset, length }, { mayUnmap }));
+    this.change(({ bitmaps, zero }) => {
+      bitmaps?.markDirty(offset, length);
+      zero.writeZeroes({ offset, length }, { mayUnmap });
+    });
   }
 
   /** Gives up a range of the disk. */
   discard(offset: number, length: number): void {
     if (length === 0) return;
-    this.change(({ zero }) => zero.discard({ offset, length }));
+    this.change(({ bitmaps, zero }) => {
+      bitmaps?.markDirty(offset, length);
+      zero.discard({ offset, length });
+    });
   }
 
   /** Makes a snapshot of the disk as it is. */
@@ -113,12 +126,24 @@ export class ImageWriter {
 
   /** Changes the size of the disk; `setSize` makes its readers see that. */
   resize(size: number, setSize: (size: number) => void): void {
-    this.change((engine) => resizeDisk(engine, size, setSize));
+    this.change((engine) => {
+      const { bitmaps, header } = engine;
+      const oldSize = header.size;
+      bitmaps?.prepareResize(size);
+      try {
+        resizeDisk(engine, size, setSize);
+      } finally {
+        if (header.size !== oldSize) bitmaps?.resize(header.size);
+      }
+    });
   }
 
   /** Drops everything that the disk has allocated. */
   makeEmpty(): void {
-    this.change((engine) => emptyDisk(engine));
+    this.change((engine) => {
+      engine.bitmaps?.markDirty(0, engine.header.size);
+      emptyDisk(engine);
+    });
   }
 
   /** Returns once everything written would survive a power cut. */
@@ -127,10 +152,22 @@ export class ImageWriter {
     this.change(({ committer }) => committer.flush());
   }
 
+  /** Brings the bitmaps to the file, so that they can be read from there. */
+  storeBitmaps(): void {
+    if (this.#engine?.bitmaps?.isRecording !== true) return;
+    this.change(({ bitmaps, committer }) => {
+      // They may say nothing of changes that a crash could still undo.
+      committer.commitAll();
+      bitmaps!.store();
+      committer.commitAll();
+    });
+  }
+
   /** Brings everything to the file, as it is to be found by the next who opens it. */
   finish(): void {
     const engine = this.#engine;
     if (engine === undefined || this.#failure !== undefined) return;
+    this.storeBitmaps();
     this.change(({ committer, headerWriter, file }) => {
       committer.commitAll();
       if (headerWriter.header.isDirty) {
@@ -227,7 +264,8 @@ export class ImageWriter {
     };
     const disk = new DiskWriter(context);
     const zero = new ZeroWriter(context, disk);
-    return { ...context, disk, zero, clusters, passDiscard };
+    const bitmaps = createBitmapTracker(context);
+    return { ...context, disk, zero, bitmaps, clusters, passDiscard };
   }
 
   #addSnapshots(metadata: MetadataMap): void {
@@ -247,4 +285,24 @@ export class ImageWriter {
       metadata.add({ offset: tableOffset, length: tableSize * 8, kind: 'bitmap table' });
     }
   }
+}
+
+function createBitmapTracker(context: WriteContext): BitmapTracker | undefined {
+  const { header, file, allocator, committer, metadata } = context;
+  if (!header.areBitmapsValid || header.extensions.bitmaps === undefined) return undefined;
+  return new BitmapTracker({
+    header,
+    file,
+    space: {
+      allocateContiguous: (count) => allocator.allocateContiguous(count),
+      free: (run) => allocator.free(run),
+      commit: () => {
+        committer.noteNewData();
+        committer.commitAll();
+      },
+      checkClear: (offset, length, what) => metadata.checkClear(offset, length, what),
+      addTable: (offset, length) => metadata.add({ offset, length, kind: 'bitmap table' }),
+      removeTable: (offset, length) => metadata.remove({ offset, length }),
+    },
+  });
 }

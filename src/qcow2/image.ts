@@ -325,6 +325,10 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * directory is damaged
    */
   get bitmaps(): readonly BitmapInfo[] {
+    if (this.#writer !== undefined) {
+      this.#writer.storeBitmaps();
+      this.#bitmaps = undefined;
+    }
     return (this.#bitmaps ??= this.#inFile(() =>
       readBitmapDirectory({ header: this.header, file: this.file }),
     ));
