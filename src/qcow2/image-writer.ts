@@ -43,7 +43,7 @@ export interface ImageWriterParts {
   clusters: ClusterCache;
   reader: DiskReader;
   l1: L1Location;
-  backingSize: number;
+  backing: { readonly size: number } | undefined;
   passDiscard: PassDiscard | undefined;
   metadataCacheBytes: number | undefined;
 }
@@ -226,7 +226,7 @@ export class ImageWriter {
   }
 
   #createEngine(headerWriter: HeaderWriter): WriteEngine {
-    const { path, header, file, dataFile, tables, clusters, reader, l1, backingSize } = this.#parts;
+    const { path, header, file, dataFile, tables, clusters, reader, l1, backing } = this.#parts;
     const passDiscard = this.#parts.passDiscard ?? {};
     const { clusterSize } = header;
     const metadata = new MetadataMap(clusterSize);
@@ -260,7 +260,7 @@ export class ImageWriter {
       editor,
       reader,
       l1,
-      backingSize,
+      backing,
     };
     const disk = new DiskWriter(context);
     const zero = new ZeroWriter(context, disk);

@@ -136,7 +136,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
         clusters,
         reader: this,
         l1,
-        backingSize: backing?.size ?? 0,
+        backing,
         passDiscard: parts.passDiscard,
         metadataCacheBytes: parts.metadataCacheBytes,
       });

@@ -73,7 +73,7 @@ function checkSize(
 // ---- Growing --------------------------------------------------------------------------------
 
 function grow(engine: WriteEngine, newSize: number, setSize: (size: number) => void): void {
-  const { header, committer, headerWriter, zero, l1, backingSize } = engine;
+  const { header, committer, headerWriter, zero, l1, backing } = engine;
   const { size: oldSize, clusterSize, l2Entries } = header;
   const tableBytes = clusterSize * l2Entries;
   const firstNew = alignUp(oldSize, clusterSize);
@@ -87,7 +87,7 @@ function grow(engine: WriteEngine, newSize: number, setSize: (size: number) => v
   try {
     setSize(newSize);
     // The rest of the last cluster may hold what was there before the disk was made smaller.
-    const shown = Math.min(newSize, Math.max(firstNew, backingSize));
+    const shown = Math.min(newSize, Math.max(firstNew, backing?.size ?? 0));
     if (shown > oldSize) {
       zero.writeZeroes({ offset: oldSize, length: shown - oldSize }, { mayUnmap: true });
     }

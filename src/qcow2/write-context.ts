@@ -37,6 +37,6 @@ export interface WriteContext {
   readonly reader: DiskReader;
   /** The active L1 table; changed in place when it moves. */
   readonly l1: L1Location;
-  /** Bytes of the backing device; 0 without one. */
-  readonly backingSize: number;
+  /** What is behind unallocated clusters. Its size can change: committing to it makes it grow. */
+  readonly backing: { readonly size: number } | undefined;
 }

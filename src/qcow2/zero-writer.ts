@@ -63,8 +63,8 @@ export class ZeroWriter {
    * @throws {Qcow2Error} as writing does
    */
   discard({ offset, length }: GuestRange): void {
-    const { header, backingSize } = this.#context;
-    if (header.version < 3 && backingSize > 0) return;
+    const { header, backing } = this.#context;
+    if (header.version < 3 && backing !== undefined) return;
     const { clusterSize } = header;
     const end = offset + length;
     const first = alignUp(offset, clusterSize);
@@ -101,7 +101,7 @@ export class ZeroWriter {
 
   /** Whether a guest offset that this image does not map can read as anything but zeroes. */
   #isBacked(guest: number): boolean {
-    return guest < this.#context.backingSize;
+    return guest < (this.#context.backing?.size ?? 0);
   }
 
   /** Writes zeroes to what does not read as zeroes. */
@@ -212,10 +212,10 @@ export class ZeroWriter {
   // ---- Discarding ---------------------------------------------------------------------------
 
   #discard(guest: number, length: number): void {
-    const { header, backingSize } = this.#context;
+    const { header, backing } = this.#context;
     const range = { guest, length, marksUnallocated: true };
     this.#changeAllocated(range, (words, at, isAllocated) => {
-      const keepsNothing = backingSize === 0 && !isAllocated;
+      const keepsNothing = backing === undefined && !isAllocated;
       if (keepsNothing) return false;
       const isExtended = header.hasExtendedL2;
       const low = header.version >= 3 && !isExtended ? READS_ZERO : 0;
