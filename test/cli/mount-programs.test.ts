@@ -242,20 +242,21 @@ describePeers(PROGRAMS, 'a mounted image', () => {
       bench.ok('mount', 'disk.raw', 'm');
       const { pid } = bench.mount();
       run('cat', [bench.path('m/disk.raw')]);
-      const before = readCount(pid);
+      const before = bytesRead(pid);
       run('cmp', [bench.path('m/disk.raw'), bench.path('disk.raw')]);
-      expect(readCount(pid) - before).toBeLessThan(20);
+      // Requests are read from the kernel too, but they are short.
+      expect(bytesRead(pid) - before).toBeLessThan(statSync(bench.path('disk.raw')).size / 10);
     });
   });
 });
 
-/** How many times a process has read something. */
-function readCount(pid: number): number {
+/** How many bytes a process has read, from whatever file. */
+function bytesRead(pid: number): number {
   const fd = openSync(`/proc/${pid}/io`, 'r');
   try {
     const bytes = Buffer.alloc(1024);
     const text = bytes.toString('utf8', 0, readSync(fd, bytes));
-    return Number(/^syscr: (\d+)$/m.exec(text)![1]);
+    return Number(/^rchar: (\d+)$/m.exec(text)![1]);
   } finally {
     closeSync(fd);
   }
