@@ -10,10 +10,17 @@ export type { OpenDeviceOptions } from './chain/open-device.ts';
 export type { ReferencedFile, ReferencePolicy } from './chain/policy.ts';
 export { RawImage } from './chain/raw-image.ts';
 export { prepareZstd } from './compression/zstd.ts';
-export type { BlockDevice, Extent, ExtentKind, WriteZeroesOptions } from './device/block-device.ts';
+export type {
+  BlockDevice,
+  Extent,
+  ExtentKind,
+  HostFile,
+  HostRange,
+  WriteZeroesOptions,
+} from './device/block-device.ts';
 export { FileDevice } from './device/file.ts';
 export type { FileDeviceOptions } from './device/file.ts';
-export { MemoryDevice, NullDevice } from './device/memory.ts';
+export { GrowableMemoryDevice, MemoryDevice, NullDevice } from './device/memory.ts';
 export { SliceDevice } from './device/slice.ts';
 export type { SliceRange } from './device/slice.ts';
 export { Qcow2Error } from './errors.ts';
@@ -23,6 +30,10 @@ export { readPartitionTable } from './format/partition/index.ts';
 export type { Partition, PartitionTable } from './format/partition/index.ts';
 export type { Qcow2Header } from './format/qcow2/header.ts';
 export type { SnapshotRow } from './format/qcow2/snapshot-table.ts';
+export { commitImage } from './operations/commit.ts';
+export type { CommitOptions } from './operations/commit.ts';
+export type { PassDiscard } from './qcow2/allocator.ts';
 export type { BitmapInfo, DirtyRange } from './qcow2/bitmaps.ts';
-export { Qcow2Image } from './qcow2/image.ts';
+export { Qcow2Image, readHeader } from './qcow2/image.ts';
+export type { CacheOptions, Qcow2ImageParts, ResizeOptions } from './qcow2/image.ts';
 export { Qcow2Snapshot } from './qcow2/snapshots.ts';

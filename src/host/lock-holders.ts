@@ -34,9 +34,10 @@ export function findLockHolders(locked: LockedByte, searchMs = SEARCH_MS): LockH
     namesIn(`/proc/${pid}/fdinfo`).some(
       (file) => isInTime() && holdsLock(textOf(`/proc/${pid}/fdinfo/${file}`), locked),
     );
-  return namesIn('/proc')
-    .map(Number)
-    .filter((pid) => Number.isInteger(pid) && isInTime() && holds(pid))
+  const others = namesIn('/proc').map(Number).filter(Number.isInteger);
+  // This one first: it is what a program can do something about, and found even on a busy machine.
+  return [...new Set([process.pid, ...others])]
+    .filter((pid) => isInTime() && holds(pid))
     .map((pid) => ({ pid, name: programName(pid) }));
 }
 

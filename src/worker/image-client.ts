@@ -1,102 +1,50 @@
 /** The promise API: an image that a worker thread holds open. */
 
-import { Worker } from 'node:worker_threads';
 import type { OpenImageOptions } from '../chain/open.ts';
 import { checkRange, mergeExtents } from '../device/block-device.ts';
-import type { Extent } from '../device/block-device.ts';
-import { Qcow2Error } from '../errors.ts';
+import type { Extent, WriteZeroesOptions } from '../device/block-device.ts';
 import type { PartitionTable } from '../format/partition/index.ts';
 import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
+import type { CommitOptions } from '../operations/commit.ts';
 import type { BitmapInfo, DirtyRange } from '../qcow2/bitmaps.ts';
-import type {
-  DeviceHandle,
-  ImageCalls,
-  ImageResponse,
-  ImageSummary,
-  ImageWorkerData,
-} from './image-protocol.ts';
-import { fromWireError } from './wire-error.ts';
+import type { ResizeOptions } from '../qcow2/image.ts';
+import type { DeviceHandle, ImageSummary } from './image-protocol.ts';
+import { ImageThread, isShared } from './image-thread.ts';
 
-/** Largest read that is asked of the worker in one message, in bytes. */
+/** Largest read that is asked of the worker in one message where nothing changes, in bytes. */
 const MAX_READ_BYTES = 8 * 1024 * 1024;
+/** Extents in one answer where nothing changes: the message is cheap, and bounded. */
+const MAX_EXTENTS = 4096;
 
-interface PendingCall {
-  resolve: (result: unknown) => void;
-  reject: (error: Error) => void;
+/** What a device is in the thread that holds it open. */
+interface DevicePlace {
+  thread: ImageThread;
+  handle: DeviceHandle;
 }
 
-/** Posts calls to the worker and matches the answers to them. */
-class ImageWorker {
-  readonly #worker: Worker;
-  readonly #pending = new Map<number, PendingCall>();
-  #nextId = 0;
-  #failure: Error | undefined;
-
-  constructor(data: ImageWorkerData) {
-    this.#worker = new Worker(imageWorkerUrl(), { workerData: data });
-    this.#worker.on('message', (response: ImageResponse) => this.#settle(response));
-    this.#worker.on('error', (error) => this.#fail(error));
-    this.#worker.on('exit', () => this.#fail(new Qcow2Error('CLOSED', 'the image was closed')));
-    // An open image alone does not keep the process alive; a call under way does.
-    this.#worker.unref();
-  }
-
-  call<Name extends keyof ImageCalls>(
-    name: Name,
-    ...values: ImageCalls[Name]['arguments']
-  ): Promise<ImageCalls[Name]['result']> {
-    if (this.#failure !== undefined) return Promise.reject(this.#failure);
-    const id = this.#nextId++;
-    return new Promise((resolve, reject) => {
-      this.#pending.set(id, {
-        resolve: (result) => resolve(result as ImageCalls[Name]['result']),
-        reject,
-      });
-      this.#worker.ref();
-      this.#worker.postMessage({ id, call: name, arguments: values });
-    });
-  }
-
-  async terminate(): Promise<void> {
-    this.#failure ??= new Qcow2Error('CLOSED', 'the image was closed');
-    await this.#worker.terminate();
-  }
-
-  #settle(response: ImageResponse): void {
-    const call = this.#pending.get(response.id);
-    this.#pending.delete(response.id);
-    if (this.#pending.size === 0) this.#worker.unref();
-    if (response.ok) call?.resolve(response.result);
-    else call?.reject(fromWireError(response.error));
-  }
-
-  #fail(error: Error): void {
-    this.#failure ??= error;
-    for (const { reject } of this.#pending.values()) reject(this.#failure);
-    this.#pending.clear();
-  }
-}
-
-/** The worker's bundle, which lies beside this one; from the sources, in `dist/`. */
-function imageWorkerUrl(): URL {
-  const isSource = import.meta.url.endsWith('.ts');
-  return new URL(isSource ? '../../dist/image.js' : './image.js', import.meta.url);
-}
-
-/** A read-only array of bytes in another thread. */
+/**
+ * An array of bytes in another thread. Calls are executed in the order in which they are made,
+ * those of an image and its snapshots among each other; none has to be awaited before the next.
+ */
 export class AsyncDevice {
-  /** Bytes. */
-  readonly size: number;
+  /** Whether every write is refused. */
+  readonly readOnly: boolean;
   /** The thread that holds the device open. */
-  protected readonly worker: ImageWorker;
-  /** The device's number in that thread. */
-  protected readonly handle: DeviceHandle;
+  protected readonly thread: ImageThread;
+  readonly #handle: DeviceHandle;
+  readonly #size: number;
 
   /** Devices are made by {@link openImage} and {@link AsyncImage.openSnapshot}. */
-  constructor(worker: ImageWorker, handle: DeviceHandle, size: number) {
-    this.worker = worker;
-    this.handle = handle;
-    this.size = size;
+  constructor({ thread, handle }: DevicePlace, device: { size: number; readOnly: boolean }) {
+    this.thread = thread;
+    this.readOnly = device.readOnly;
+    this.#handle = handle;
+    this.#size = device.size;
+  }
+
+  /** Bytes. */
+  get size(): number {
+    return this.#size;
   }
 
   /**
@@ -105,14 +53,52 @@ export class AsyncDevice {
    * @throws {Qcow2Error} `OUT_OF_RANGE`, and what reading the image throws
    */
   async read(target: Uint8Array, offset: number): Promise<void> {
-    checkRange(offset, target.length, this.size);
-    const isShared = target.buffer instanceof SharedArrayBuffer;
-    for (let done = 0; done < target.length; done += MAX_READ_BYTES) {
-      const part = target.subarray(done, done + MAX_READ_BYTES);
-      const destination = isShared ? part : part.length;
-      const bytes = await this.worker.call('read', this.handle, destination, offset + done);
-      if (bytes !== undefined) part.set(bytes);
+    if (!this.readOnly) {
+      // In one message, so that no write comes in between; the thread knows the size by then.
+      await this.#readPart(target, offset);
+      return;
     }
+    checkRange(offset, target.length, this.size);
+    for (let done = 0; done < target.length; done += MAX_READ_BYTES) {
+      await this.#readPart(target.subarray(done, done + MAX_READ_BYTES), offset + done);
+    }
+  }
+
+  /**
+   * Stores all of `source` at `offset`. What is in shared memory is stored without a copy, and must
+   * stay as it is until then; of anything else a copy is made before this returns.
+   * @throws {Qcow2Error} `READ_ONLY`, `OUT_OF_RANGE`, and what writing the image throws
+   */
+  async write(source: Uint8Array, offset: number): Promise<void> {
+    await this.thread.call('write', this.#handle, source, offset);
+  }
+
+  /**
+   * Makes a range read as zeroes.
+   * @throws {Qcow2Error} as {@link write}
+   */
+  async writeZeroes(
+    offset: number,
+    length: number,
+    options: WriteZeroesOptions = {},
+  ): Promise<void> {
+    await this.thread.call('writeZeroes', this.#handle, offset, length, options);
+  }
+
+  /**
+   * Tells that the bytes of a range are not needed any more.
+   * @throws {Qcow2Error} as {@link write}
+   */
+  async discard(offset: number, length: number): Promise<void> {
+    await this.thread.call('discard', this.#handle, offset, length);
+  }
+
+  /**
+   * Fulfilled once everything written would survive a power cut.
+   * @throws {Qcow2Error} `HOST` if the host cannot promise it
+   */
+  async flush(): Promise<void> {
+    await this.thread.call('flush', this.#handle);
   }
 
   /**
@@ -120,45 +106,143 @@ export class AsyncDevice {
    * @throws {Qcow2Error} `OUT_OF_RANGE`, and what reading the image throws
    */
   async extents(offset: number, length: number): Promise<Extent[]> {
-    checkRange(offset, length, this.size);
+    // What can change is told in one message, so that no change comes in between.
+    const maxCount = this.readOnly ? MAX_EXTENTS : Infinity;
     const extents: Extent[] = [];
     const end = offset + length;
-    for (let at = offset; at < end;) {
-      const batch = await this.worker.call('extents', this.handle, at, end - at);
+    let at = offset;
+    do {
+      const range = { offset: at, length: end - at };
+      const batch = await this.thread.call('extents', this.#handle, range, maxCount);
       for (const extent of batch) extents.push(extent);
       const last = batch.at(-1);
       at = last === undefined ? end : last.offset + last.length;
-    }
+    } while (at < end);
     return [...mergeExtents(extents)];
   }
 
   /** The partition table; `scheme` is `none` where there is none. */
   partitionTable(): Promise<PartitionTable> {
-    return this.worker.call('partitionTable', this.handle);
+    return this.thread.call('partitionTable', this.#handle);
   }
 
-  /** Releases the device. Closing an image releases all that was opened from it. */
+  /** Releases the device. Closing an image does so for all that was opened from it. */
   async close(): Promise<void> {
-    await this.worker.call('closeDevice', this.handle);
+    if (this.thread.isTerminated) return;
+    await this.thread.call('closeDevice', this.#handle);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+
+  async #readPart(target: Uint8Array, offset: number): Promise<void> {
+    const destination = isShared(target) ? target : target.length;
+    const bytes = await this.thread.call('read', this.#handle, destination, offset);
+    if (bytes !== undefined) target.set(bytes);
+  }
 }
 
-/** An image that a worker thread holds open. As a device it is the active disk. */
+/**
+ * An image that a worker thread holds open. As a device it is the active disk.
+ *
+ * An image that is open does not keep the process alive, a call under way does. If the process ends
+ * without closing it, the image stays valid, but what was written since the last {@link flush} may
+ * be lost.
+ */
 export class AsyncImage extends AsyncDevice {
   /** Path that it was opened by. */
   readonly path: string;
   /** Format of the image. */
   readonly format: ImageSummary['format'];
+  #closing: Promise<void> | undefined;
 
   /** Images are opened by {@link openImage}. */
-  constructor(worker: ImageWorker, { path, format, size }: ImageSummary) {
-    super(worker, 0, size);
+  constructor(thread: ImageThread, { path, format, readOnly }: ImageSummary) {
+    super({ thread, handle: 0 }, { size: thread.diskSize, readOnly });
     this.path = path;
     this.format = format;
+  }
+
+  /** Bytes of the active disk, after the last call that has been answered. */
+  override get size(): number {
+    return this.thread.diskSize;
+  }
+
+  /**
+   * Stores clusters compressed, each where that makes it smaller.
+   *
+   * @param source whole clusters, except that the last may end with the disk; as for {@link write}
+   * @param offset a multiple of the cluster size
+   * @throws {Qcow2Error} as {@link write}; `OUT_OF_RANGE` for parts of clusters; `UNSUPPORTED` for
+   * an image with an external data file and for a raw one; `MISSING_DEPENDENCY` if nothing here
+   * compresses that way
+   */
+  async writeCompressed(source: Uint8Array, offset: number): Promise<void> {
+    await this.thread.call('writeCompressed', source, offset);
+  }
+
+  /**
+   * Changes the size of the disk. What it gains reads as zeroes.
+   *
+   * @param size bytes, a multiple of 512
+   * @throws {Qcow2Error} as {@link write}; `INVALID_OPTION` for a size that cannot be one, or a
+   * smaller one without `shrink`; `TOO_LARGE`; `UNSUPPORTED` for a version 2 image with snapshots
+   */
+  async resize(size: number, options: ResizeOptions = {}): Promise<void> {
+    await this.thread.call('resize', size, options);
+  }
+
+  /**
+   * Makes an internal snapshot of the disk as it is, in one instant.
+   *
+   * @param name 1 to 255 bytes; need not be unique, since the id is
+   * @returns its row of the snapshot table
+   * @throws {Qcow2Error} as {@link write}; `UNSUPPORTED` for an image with an external data file, a
+   * raw one, or if a refcount is too narrow to share a cluster once more
+   */
+  createSnapshot(name: string): Promise<SnapshotRow> {
+    return this.thread.call('createSnapshot', name);
+  }
+
+  /**
+   * Makes the disk what it was at a snapshot, its size too. What was written since is lost.
+   *
+   * @param idOrName looked for among the ids first, then among the names
+   * @throws {Qcow2Error} as {@link createSnapshot}; `NOT_FOUND`; `UNSUPPORTED` for an image with
+   * bitmaps
+   */
+  async applySnapshot(idOrName: string): Promise<void> {
+    await this.thread.call('applySnapshot', idOrName);
+  }
+
+  /**
+   * Deletes a snapshot, and closes the devices that {@link openSnapshot} gave for it.
+   *
+   * @param idOrName looked for among the ids first, then among the names
+   * @throws {Qcow2Error} as {@link write}; `NOT_FOUND`
+   */
+  async deleteSnapshot(idOrName: string): Promise<void> {
+    await this.thread.call('deleteSnapshot', idOrName);
+  }
+
+  /**
+   * Drops everything that the disk has allocated, so that the backing file shows, or zeroes where
+   * there is none. Snapshots keep what they have.
+   * @throws {Qcow2Error} as {@link write}
+   */
+  async makeEmpty(): Promise<void> {
+    await this.thread.call('makeEmpty');
+  }
+
+  /**
+   * Writes what the image has of the disk to its backing file, then empties the image. Needs to be
+   * opened with `writable` and `writableBacking`. Other overlays of the backing file are worthless
+   * afterwards.
+   * @throws {Qcow2Error} as {@link write}; `INVALID_OPTION` without a backing file
+   */
+  async commit(options: CommitOptions = {}): Promise<void> {
+    await this.thread.call('commit', options);
   }
 
   /**
@@ -166,7 +250,7 @@ export class AsyncImage extends AsyncDevice {
    * @throws {Qcow2Error} `CORRUPT`, `TOO_LARGE` or `TRUNCATED` if the table is damaged
    */
   snapshots(): Promise<readonly SnapshotRow[]> {
-    return this.worker.call('snapshots');
+    return this.thread.call('snapshots');
   }
 
   /**
@@ -174,7 +258,7 @@ export class AsyncImage extends AsyncDevice {
    * @throws {Qcow2Error} `CORRUPT`, `TOO_LARGE` or `TRUNCATED` if the directory is damaged
    */
   bitmaps(): Promise<readonly BitmapInfo[]> {
-    return this.worker.call('bitmaps');
+    return this.thread.call('bitmaps');
   }
 
   /**
@@ -182,7 +266,7 @@ export class AsyncImage extends AsyncDevice {
    * @throws {Qcow2Error} `NOT_FOUND`; `CORRUPT` if it is inconsistent or damaged
    */
   dirtyRanges(bitmapName: string): Promise<DirtyRange[]> {
-    return this.worker.call('dirtyRanges', bitmapName);
+    return this.thread.call('dirtyRanges', bitmapName);
   }
 
   /**
@@ -190,13 +274,29 @@ export class AsyncImage extends AsyncDevice {
    * @throws {Qcow2Error} `NOT_FOUND`; `CORRUPT` if the snapshot is damaged
    */
   async openSnapshot(idOrName: string): Promise<AsyncDevice> {
-    const { device, size } = await this.worker.call('openSnapshot', idOrName);
-    return new AsyncDevice(this.worker, device, size);
+    const { device, size } = await this.thread.call('openSnapshot', idOrName);
+    return new AsyncDevice({ thread: this.thread, handle: device }, { size, readOnly: true });
   }
 
-  /** Closes the image and ends its worker thread; safe to call again. */
-  override async close(): Promise<void> {
-    await this.worker.terminate();
+  /**
+   * Brings what was written to the file, as {@link flush} does, closes the image and ends its
+   * worker thread; safe to call again.
+   *
+   * @throws {Qcow2Error} `HOST` if the host refuses; the image stays open then, so that nothing is
+   * lost and closing can be tried again
+   */
+  override close(): Promise<void> {
+    return (this.#closing ??= this.#close());
+  }
+
+  async #close(): Promise<void> {
+    try {
+      await this.thread.call('close');
+    } catch (error) {
+      this.#closing = undefined;
+      throw error;
+    }
+    await this.thread.terminate();
   }
 }
 
@@ -207,7 +307,8 @@ export type AsyncOpenImageOptions = Omit<OpenImageOptions, 'references'> & {
 };
 
 /**
- * Opens an image with its backing chain in a worker thread of its own, for reading.
+ * Opens an image with its backing chain in a worker thread of its own, for reading unless
+ * `writable` is set.
  *
  * @throws {Qcow2Error} as the synchronous `openImage` does
  * @example
@@ -220,11 +321,11 @@ export async function openImage(
   path: string,
   options: AsyncOpenImageOptions = {},
 ): Promise<AsyncImage> {
-  const worker = new ImageWorker({ path, options });
+  const thread = new ImageThread({ path, options });
   try {
-    return new AsyncImage(worker, await worker.call('open'));
+    return new AsyncImage(thread, await thread.call('open'));
   } catch (error) {
-    await worker.terminate();
+    await thread.terminate();
     throw error;
   }
 }

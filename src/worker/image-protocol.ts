@@ -2,10 +2,12 @@
 
 import type { OpenDeviceOptions } from '../chain/open-device.ts';
 import type { ImageFormat } from '../chain/open.ts';
-import type { Extent } from '../device/block-device.ts';
+import type { Extent, WriteZeroesOptions } from '../device/block-device.ts';
 import type { PartitionTable } from '../format/partition/index.ts';
 import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
+import type { CommitOptions } from '../operations/commit.ts';
 import type { BitmapInfo, DirtyRange } from '../qcow2/bitmaps.ts';
+import type { ResizeOptions } from '../qcow2/image.ts';
 import type { WireError } from './wire-error.ts';
 
 /** What the worker is started with. */
@@ -17,8 +19,8 @@ export interface ImageWorkerData {
 /** What is known of an image as soon as it is open. */
 export interface ImageSummary {
   format: ImageFormat;
-  size: number;
   path: string;
+  readOnly: boolean;
 }
 
 /** A part of the image that is open in the worker; 0 is its active disk. */
@@ -32,11 +34,31 @@ export interface ImageCalls {
     /** The bytes, or nothing where the target is shared memory that was filled in place. */
     result: Uint8Array | undefined;
   };
-  extents: {
+  write: {
+    arguments: [device: DeviceHandle, source: Uint8Array, offset: number];
+    result: void;
+  };
+  writeZeroes: {
+    arguments: [device: DeviceHandle, offset: number, length: number, options: WriteZeroesOptions];
+    result: void;
+  };
+  discard: {
     arguments: [device: DeviceHandle, offset: number, length: number];
-    /** The first few thousand extents of the range. */
+    result: void;
+  };
+  flush: { arguments: [device: DeviceHandle]; result: void };
+  extents: {
+    arguments: [device: DeviceHandle, range: { offset: number; length: number }, maxCount: number];
+    /** The first `maxCount` extents of the range. */
     result: Extent[];
   };
+  writeCompressed: { arguments: [source: Uint8Array, offset: number]; result: void };
+  resize: { arguments: [size: number, options: ResizeOptions]; result: void };
+  createSnapshot: { arguments: [name: string]; result: SnapshotRow };
+  applySnapshot: { arguments: [idOrName: string]; result: void };
+  deleteSnapshot: { arguments: [idOrName: string]; result: void };
+  makeEmpty: { arguments: []; result: void };
+  commit: { arguments: [options: CommitOptions]; result: void };
   openSnapshot: {
     arguments: [idOrName: string];
     result: { device: DeviceHandle; size: number };
@@ -45,7 +67,9 @@ export interface ImageCalls {
   bitmaps: { arguments: []; result: readonly BitmapInfo[] };
   dirtyRanges: { arguments: [bitmap: string]; result: DirtyRange[] };
   partitionTable: { arguments: [device: DeviceHandle]; result: PartitionTable };
-  closeDevice: { arguments: [device: DeviceHandle]; result: undefined };
+  closeDevice: { arguments: [device: DeviceHandle]; result: void };
+  /** Flushes and closes the image; if that fails, it stays open. */
+  close: { arguments: []; result: void };
 }
 
 /** A call, as it is posted. */
@@ -58,5 +82,8 @@ export type ImageRequest = {
 }[keyof ImageCalls];
 
 /** The answer to the call of the same id. */
-export type ImageResponse =
-  { id: number; ok: true; result: unknown } | { id: number; ok: false; error: WireError };
+export type ImageResponse = {
+  id: number;
+  /** Bytes of the active disk after the call; 0 if the image is not open. */
+  diskSize: number;
+} & ({ ok: true; result: unknown } | { ok: false; error: WireError });
