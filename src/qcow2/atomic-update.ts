@@ -85,7 +85,8 @@ export class RefcountChanges {
         const cluster = index * blockEntries + at;
         const count = this.countAfter(cluster);
         if (count > maxRefcount) throw overflowError(this.#header);
-        if (count < 0) {
+        // What is to be shared is in use, so it is counted.
+        if (count < Math.max(0, changes[at]! + 1)) {
           throw new Qcow2Error('CORRUPT', 'a cluster that is not counted often enough is in use', {
             structure: 'refcount',
             offset: cluster * this.#header.clusterSize,
@@ -113,11 +114,12 @@ export interface AtomicUpdate {
  */
 export function updateAtomically(engine: WriteEngine, { changes, header }: AtomicUpdate): void {
   const { refcounts, committer, headerWriter, file, allocator, metadata } = engine;
-  const { clusterSize, refcountTableOffset } = engine.header;
+  const { clusterSize } = engine.header;
   changes.check();
   const allocated: ClusterRun[] = [];
   const moved = new Map<number, number>();
   let table: ClusterRun | undefined;
+  let oldTable: ClusterRun | undefined;
   try {
     for (const index of changes.blocks.keys()) {
       const run = allocator.allocateRun(1);
@@ -129,6 +131,9 @@ export function updateAtomically(engine: WriteEngine, { changes, header }: Atomi
     for (const [index, offset] of moved) copyBlock(engine, changes, index, offset);
     if (table !== undefined) file.write(refcounts.encodeTableWith(moved), table.offset);
     committer.flushFiles();
+    // Only now: the allocations may have moved the table.
+    const { refcountTableOffset, refcountTableClusters } = engine.header;
+    oldTable = { offset: refcountTableOffset, count: refcountTableClusters };
     const tableChanges =
       table === undefined
         ? {}
@@ -138,16 +143,16 @@ export function updateAtomically(engine: WriteEngine, { changes, header }: Atomi
     for (const run of allocated) allocator.release(run);
     throw error;
   }
-  if (table !== undefined) {
+  if (table !== undefined && oldTable !== undefined) {
     const old = [...moved.keys()].map((index) => refcounts.blockOffset(index));
     refcounts.adoptBlocks(moved);
-    const oldTable = { offset: refcountTableOffset, count: table.count };
+    metadata.remove({ offset: oldTable.offset, length: oldTable.count * clusterSize });
     const length = table.count * clusterSize;
-    metadata.remove({ offset: oldTable.offset, length });
     metadata.add({ offset: table.offset, length, kind: 'refcount table' });
     for (const offset of old) allocator.free({ offset, count: 1 });
     allocator.free(oldTable);
   }
+  forgetCompressed(engine);
   // Clusters that are free now may be written to only after this; it is tried again if it fails.
   committer.requireFlush();
   committer.flushFiles();
@@ -186,13 +191,16 @@ function copyBlock(
   file.write(block, target);
 }
 
-/** Forgets what was in clusters that are free now, and gives their space back to the host. */
-function dropFreed(engine: WriteEngine, changes: RefcountChanges): void {
-  const { refcounts, header, metadata, clusters, allocator, file, passDiscard } = engine;
-  const { clusterSize } = header;
-  // Compressed clusters are cached by where they were, and more are put behind the last one.
+/** Compressed clusters are cached by where they were, and more are put behind the last one. */
+function forgetCompressed({ clusters, allocator }: WriteEngine): void {
   clusters.clear();
   allocator.startNewCompressed();
+}
+
+/** Forgets what was in clusters that are free now, and gives their space back to the host. */
+function dropFreed(engine: WriteEngine, changes: RefcountChanges): void {
+  const { refcounts, header, metadata, file, passDiscard } = engine;
+  const { clusterSize } = header;
   const isPassed = passDiscard.snapshot ?? true;
   let hole = { offset: 0, length: 0 };
   const punch = (): void => {

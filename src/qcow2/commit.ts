@@ -85,7 +85,9 @@ export class Committer {
    * called again
    */
   flush(): void {
-    this.#commit({ includesRefcounts: !this.#parts.headerWriter.header.isDirty });
+    const { headerWriter, refcounts } = this.#parts;
+    const areLazy = headerWriter.header.isDirty && !refcounts.blocks.isCrowded;
+    this.#commit({ includesRefcounts: !areLazy });
   }
 
   /** As {@link flush}, for all counts too, where they are lazy. */
@@ -130,10 +132,12 @@ export class Committer {
         refcountTableOffset: moved.offset,
         refcountTableClusters: moved.clusters,
       });
-      this.flushFiles();
+      // The header has changed, whether it can be flushed now or only later.
+      this.requireFlush();
       allocator.free({ offset: refcountTableOffset, count: refcountTableClusters });
     }
     refcounts.markTableWritten();
+    this.ensureFlushed();
   }
 
   #write(cache: TableCache, table: TableName): void {
@@ -158,15 +162,16 @@ export class Committer {
 
   /** Brings what was written to the disk, without writing anything that is in memory. */
   flushFiles(): void {
+    // If it fails, they count as changed, and what they are by then has to be written first.
+    const written = this.#written.splice(0);
     this.#parts.dataFile?.flush();
     this.#parts.file.flush();
     this.#isUnflushed = false;
     this.#needsBarrier = false;
     this.#isFlushRequired = false;
-    for (const { cache, table } of this.#written) cache.markWritten(table);
-    if (this.#written.some(({ table }) => table === 'refcount block')) {
+    for (const { cache, table } of written) cache.markWritten(table);
+    if (written.some(({ table }) => table === 'refcount block')) {
       this.#parts.refcounts.hasRaised = false;
     }
-    this.#written.length = 0;
   }
 }

@@ -232,8 +232,13 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * if a refcount is too narrow to share a cluster once more
    */
   createSnapshot(name: string): SnapshotRow {
-    const row = this.#writable().createSnapshot(name);
-    this.#snapshots = undefined;
+    let row: SnapshotRow;
+    try {
+      row = this.#writable().createSnapshot(name);
+    } finally {
+      // It may have been made though its last flush failed.
+      this.#snapshots = undefined;
+    }
     return findSnapshot(this.snapshots, row.id) ?? row;
   }
 

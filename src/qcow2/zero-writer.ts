@@ -48,9 +48,14 @@ export class ZeroWriter {
     }
     const unit = header.hasExtendedL2 ? header.clusterSize / SUBCLUSTERS : header.clusterSize;
     const end = offset + length;
+    const first = alignUp(offset, unit);
+    if (first >= end) {
+      // Less than what an entry can speak of, and not the start of it.
+      this.#writeZeroData(offset, length);
+      return;
+    }
     // The last cluster of the disk need not be whole.
     const isToEnd = end >= header.size;
-    const first = Math.min(alignUp(offset, unit), end);
     const last = isToEnd ? alignUp(end, unit) : Math.max(first, alignDown(end, unit));
     this.#writeZeroData(offset, first - offset);
     this.#eachCluster(first, last, (guest, inTable) => this.#zero(guest, inTable, mayUnmap));
