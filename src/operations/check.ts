@@ -1,21 +1,26 @@
 /**
  * Checking the metadata of a qcow2 image: references to host clusters against stored refcounts,
- * COPIED flags, and all tables on the way. Nothing is written.
+ * COPIED flags, and all tables on the way. Nothing is written unless it is to be repaired.
  *
  * The verdict and its numbers are those of `qemu-img check`, and so are the messages.
  */
 
 import { openImage } from '../chain/open.ts';
 import type { Image, OpenImageOptions } from '../chain/open.ts';
+import type { HostFile } from '../device/block-device.ts';
 import { FileDevice } from '../device/file.ts';
 import { Qcow2Error } from '../errors.ts';
+import { lockFile, LockRequests } from '../host/locks.ts';
 import { checkMetadata } from '../qcow2/check/check-metadata.ts';
 import { CheckReport } from '../qcow2/check/check-report.ts';
 import type { ProblemListener } from '../qcow2/check/check-report.ts';
 import { readDamagedHeader } from '../qcow2/check/far-offsets.ts';
+import { repairMetadata } from '../qcow2/check/repair.ts';
+import type { RepairOptions } from '../qcow2/check/repair.ts';
 import { Qcow2Image } from '../qcow2/image.ts';
 
 export type { CheckProblem, ProblemListener } from '../qcow2/check/check-report.ts';
+export type { RepairOptions } from '../qcow2/check/repair.ts';
 
 /** Options of {@link checkImage}. */
 export interface CheckOptions {
@@ -33,10 +38,14 @@ export interface CheckResult {
   'total-clusters'?: number;
   /** Problems that may damage data, or have. */
   corruptions?: number;
+  /** Corruptions that were repaired. */
+  'corruptions-fixed'?: number;
   /** Things that could not be checked; always there. */
   'check-errors': number;
   /** Clusters that are counted more often than they are used: wasted space. */
   leaks?: number;
+  /** Leaked clusters that were freed. */
+  'leaks-fixed'?: number;
   /** Clusters of the disk that have host space. */
   'allocated-clusters'?: number;
   /** Path of the image. */
@@ -59,21 +68,35 @@ export function openForCheck(path: string, options: OpenImageOptions = {}): Imag
     if (!(error instanceof Qcow2Error)) throw error;
     if (error.code === 'REFUSED') return openImage(path, { ...options, withoutBacking: true });
     const isDamaged = error.code === 'TOO_LARGE' || error.code === 'CORRUPT';
-    if (isDamaged && options.format !== 'raw') return openDamaged(path, error);
+    if (isDamaged && options.format !== 'raw') return openDamaged(path, options, error);
     throw error;
   }
 }
 
+/**
+ * Opens an image to repair it, as {@link openForCheck} does for a check, but for writing.
+ * @throws {Qcow2Error} as {@link openImage}
+ */
+export function openForRepair(path: string, options: OpenImageOptions = {}): Image {
+  return openForCheck(path, { ...options, writable: true, forRepair: true });
+}
+
 /** Opens an image whose header is too damaged for reading, but not for a check. */
-function openDamaged(path: string, reason: Qcow2Error): Image {
-  const file = new FileDevice(path);
+function openDamaged(path: string, options: OpenImageOptions, reason: Qcow2Error): Image {
+  const { writable = false, forceShare = false, lock = true } = options;
+  const file = new FileDevice(path, { writable, growable: writable });
   try {
+    const forReading = forceShare ? LockRequests.shared.read : LockRequests.qcow2.read;
+    const request = writable ? LockRequests.qcow2.write : forReading;
+    if (lock) lockFile({ fd: file.descriptor, path }, request);
     const header = readDamagedHeader(file);
-    if (header.hasExternalDataFile && header.extensions.externalDataFile === undefined) throw reason;
-    return new Qcow2Image<Image>({ file, header, path });
+    const { hasExternalDataFile, extensions } = header;
+    if (hasExternalDataFile && extensions.externalDataFile === undefined) throw reason;
+    return new Qcow2Image<Image>({ file, header, path, writable });
   } catch (error) {
     file.close();
-    throw error instanceof Qcow2Error ? reason : error;
+    const isLocked = error instanceof Qcow2Error && error.code === 'LOCKED';
+    throw error instanceof Qcow2Error && !isLocked ? reason : error;
   }
 }
 
@@ -87,24 +110,66 @@ function openDamaged(path: string, reason: Qcow2Error): Image {
  * const { corruptions = 0, leaks = 0 } = checkImage(image);
  */
 export function checkImage(image: Qcow2Image, { onProblem }: CheckOptions = {}): CheckResult {
+  return checkRepaired(image, { onProblem, corruptionsFixed: 0, leaksFixed: 0 });
+}
+
+/** What a check is to tell besides what it finds. */
+interface RepairedCounts extends CheckOptions {
+  corruptionsFixed: number;
+  leaksFixed: number;
+}
+
+function checkRepaired(image: Qcow2Image, repaired: RepairedCounts): CheckResult {
   try {
-    const report = new CheckReport(onProblem);
+    const report = new CheckReport(repaired.onProblem);
     const endOffset = checkMetadata(image, report);
-    return describe(image, report, endOffset);
+    return describe(image, report, { ...repaired, endOffset });
   } catch (error) {
     throw error instanceof Qcow2Error ? error.inFile(image.path) : error;
   }
 }
 
-function describe(image: Qcow2Image, report: CheckReport, endOffset: number): CheckResult {
+/**
+ * Repairs the metadata of an image as `qemu-img check -r` does, then checks it again. What was read
+ * of the image before may be out of date afterwards: close it.
+ *
+ * @param image from {@link openForRepair}
+ * @returns what is left, and how much was repaired
+ * @throws {Qcow2Error} with the file untouched: `READ_ONLY`; `CORRUPT`, `TOO_LARGE` or `UNSUPPORTED`
+ * where it cannot be checked or not be repaired like this; while it is repaired: `HOST`, which
+ * leaves the image no worse than it was
+ * @example
+ * using image = openForRepair('disk.qcow2');
+ * if (image.format === 'qcow2') repairImage(image, { fix: 'all' });
+ */
+export function repairImage(image: Qcow2Image, options: RepairOptions): CheckResult {
+  const { header, file, path } = image;
+  if (image.readOnly) {
+    throw new Qcow2Error('READ_ONLY', 'it was not opened for writing', { file: path });
+  }
+  // A writable image's file is one that can grow.
+  const repaired = repairMetadata({ header, file: file as HostFile, path }, options);
+  const { corruptionsFixed, leaksFixed } = repaired;
+  // What is left has been told of already, unless it may have changed.
+  const onProblem = corruptionsFixed + leaksFixed > 0 ? options.onProblem : undefined;
+  return checkRepaired(image, { onProblem, corruptionsFixed, leaksFixed });
+}
+
+function describe(
+  image: Qcow2Image,
+  report: CheckReport,
+  { corruptionsFixed, leaksFixed, endOffset }: RepairedCounts & { endOffset: number },
+): CheckResult {
   const { clusterSize, size } = image.header;
   return {
     ...unlessZero('image-end-offset', endOffset),
     ...unlessZero('compressed-clusters', report.compressedClusters),
     ...unlessZero('total-clusters', Math.ceil(size / clusterSize)),
     ...unlessZero('corruptions', report.corruptions),
+    ...unlessZero('corruptions-fixed', corruptionsFixed),
     'check-errors': report.checkErrors,
     ...unlessZero('leaks', report.leaks),
+    ...unlessZero('leaks-fixed', leaksFixed),
     ...unlessZero('allocated-clusters', report.allocatedClusters),
     filename: image.path,
     format: 'qcow2',

@@ -3,6 +3,7 @@
 import { basename, join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { command } from '../../src/cli/commands/check.ts';
+import { openForRepair } from '../../src/operations/check.ts';
 import { corpusImages, unpackImage } from '../images/corpus.ts';
 import { qemuImg, tryRun } from '../support/qemu.ts';
 import type { RunResult } from '../support/qemu.ts';
@@ -73,11 +74,43 @@ describe('qcow2 check', () => {
     expect(stdout).toContain('No errors were found');
   });
 
-  it('says that it does not repair yet, and leaves the image alone', async () => {
+  it.each([
+    ['leaks', 'damage/copied-and-leak', 0],
+    ['leaks', 'damage/l1-past-end', 2],
+    ['leaks', 'damage/refcount-data-2', 0],
+    ['all', 'damage/leaked-clusters', 0],
+    ['all', 'damage/l2-zero-unaligned', 0],
+    ['all', 'damage/refcount-shared-1', 0],
+    ['all', 'damage/l1-reserved', 2],
+    ['all', 'features/version-3', 0],
+  ])('repairs %s of %s as qemu-img does', async (fix, name, exitCode) => {
+    for (const output of ['human', 'json']) {
+      const args = ['-f', 'qcow2', '-r', fix, `--output=${output}`];
+      const theirs = qemu([...args, corpusImage(name)]);
+      expect(await runCommand(command, [...args, corpusImage(name)])).toEqual(theirs);
+      expect(theirs.exitCode).toBe(exitCode);
+    }
+  });
+
+  it('says that refcounts have to be rebuilt, and rebuilds them with -r all', async () => {
+    const path = corpusImage('damage/refcount-block-missing');
+    const ours = await runCommand(command, ['-r', 'leaks', path]);
+    expect(ours).toMatchObject({ exitCode: 1, stdout: '' });
+    expect(ours.stderr).toMatch(/ERROR need to rebuild refcount structures\nqcow2: .*\n$/);
+    expect(qemu([path]).exitCode).toBe(2);
+    const all = await runCommand(command, ['-r', 'all', path]);
+    expect(all.stderr).toContain('Rebuilding refcount structure\n');
+    expect(all.stdout).toContain('    0 leaked clusters\n    11 corruptions\n\n');
+    expect(all.exitCode).toBe(0);
+    expect(qemu([path]).exitCode).toBe(0);
+  });
+
+  it('repairs nothing that is in use', async () => {
     const path = corpusImage('damage/leaked-cluster');
+    using writer = openForRepair(path);
     const ours = await runCommand(command, ['-r', 'all', path]);
     expect(ours).toMatchObject({ exitCode: 1, stdout: '' });
-    expect(ours.stderr).toMatch(/^qcow2: .*later version.*\n$/);
-    expect(qemu([path]).exitCode).toBe(3);
+    expect(writer.readOnly).toBe(false);
+    expect(qemu(['-U', path]).exitCode).toBe(3);
   });
 });

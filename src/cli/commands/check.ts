@@ -1,8 +1,7 @@
 /** `qcow2 check`: is the metadata of an image sound? */
 
-import { checkImage, openForCheck } from '../../operations/check.ts';
+import { checkImage, openForCheck, openForRepair, repairImage } from '../../operations/check.ts';
 import type { CheckProblem, CheckResult } from '../../operations/check.ts';
-import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import { CACHE_MODES, FORCE_SHARE_OPTION, formatOption, IMAGE_FORMATS } from '../image-options.ts';
 import { ProgressReporter } from '../progress.ts';
@@ -14,17 +13,20 @@ const EXIT_LEAKS = 3;
 const EXIT_UNSUPPORTED = 63;
 
 const OUTPUTS = ['human', 'json'] as const;
+const REPAIRS = ['leaks', 'all'] as const;
 
 export const command: CommandDefinition = {
   name: 'check',
-  summary: 'check the metadata of an image',
+  summary: 'check the metadata of an image, and repair it',
   operands: 'IMAGE',
   operandCount: [1, 1],
   details:
-    'Reads all metadata and changes nothing. The exit code is 0 if the image is sound, 1 if it ' +
-    'could not be checked, 2 if it is corrupt, 3 if it only wastes space, and 63 if it is of a ' +
-    'format that cannot be checked.',
-  examples: ['qcow2 check disk.qcow2', 'qcow2 check --output=json disk.qcow2'],
+    'Reads all metadata and, without -r, changes nothing. With -r, problems are repaired as far ' +
+    'as that is possible, and the image is checked again; back it up first if that is possible ' +
+    'too. What cannot be repaired safely is refused before anything is written. The exit code ' +
+    'tells what is left: 0 if the image is sound, 1 if it could not be checked or repaired, 2 if ' +
+    'it is corrupt, 3 if it only wastes space, and 63 if it is of a format that cannot be checked.',
+  examples: ['qcow2 check disk.qcow2', 'qcow2 check --output=json -r all disk.qcow2'],
   options: {
     format: {
       kind: 'value',
@@ -43,7 +45,8 @@ export const command: CommandDefinition = {
       kind: 'value',
       short: 'r',
       placeholder: 'WHAT',
-      description: 'repair leaks or all; comes in a later version',
+      description: 'repair leaks (only wasted space) or all',
+      choices: REPAIRS,
     },
     cache: {
       kind: 'value',
@@ -60,12 +63,11 @@ export const command: CommandDefinition = {
 };
 
 function run(args: ParsedArguments, io: CommandIo): number {
-  if (args.value('repair') !== undefined) {
-    throw usageError('repairing images comes in a later version; without -r nothing is changed');
-  }
+  const isRepair = args.value('repair') !== undefined;
   const [path = ''] = args.operands;
   const isQuiet = args.flag('quiet');
-  using image = openForCheck(path, {
+  const open = isRepair ? openForRepair : openForCheck;
+  using image = open(path, {
     ...formatOption(args.value('format')),
     forceShare: args.flag('force-share'),
   });
@@ -78,7 +80,9 @@ function run(args: ParsedArguments, io: CommandIo): number {
   const problems = new ProblemPrinter(io);
   let result: CheckResult;
   try {
-    result = checkImage(image, { onProblem: (problem) => problems.print(problem) });
+    const onProblem = (problem: CheckProblem): void => problems.print(problem);
+    const fix = args.choice('repair', REPAIRS, 'all');
+    result = isRepair ? repairImage(image, { fix, onProblem }) : checkImage(image, { onProblem });
     progress.update({ done: 1, total: 1 });
   } finally {
     progress.end();
@@ -121,7 +125,7 @@ function describe(result: CheckResult): string {
   const { corruptions = 0, leaks = 0, 'check-errors': checkErrors } = result;
   const allocated = result['allocated-clusters'] ?? 0;
   const total = result['total-clusters'] ?? 0;
-  const parts: string[] = [];
+  const parts: string[] = describeRepairs(result);
   if (corruptions > 0) {
     parts.push(
       `\n${corruptions} errors were found on the image.\n` +
@@ -137,7 +141,7 @@ function describe(result: CheckResult): string {
   if (checkErrors > 0) {
     parts.push(`\n${checkErrors} internal errors have occurred during the check.\n`);
   }
-  if (parts.length === 0) parts.push('No errors were found on the image.\n');
+  if (corruptions + leaks + checkErrors === 0) parts.push('No errors were found on the image.\n');
   if (total > 0 && allocated > 0) {
     const fragmented = percent(result['fragmented-clusters'], allocated);
     const compressed = percent(result['compressed-clusters'], allocated);
@@ -149,6 +153,16 @@ function describe(result: CheckResult): string {
   const endOffset = result['image-end-offset'] ?? 0;
   if (endOffset > 0) parts.push(`Image end offset: ${endOffset}\n`);
   return parts.join('');
+}
+
+function describeRepairs(result: CheckResult): string[] {
+  const { 'leaks-fixed': leaks = 0, 'corruptions-fixed': corruptions = 0 } = result;
+  if (leaks + corruptions === 0) return [];
+  return [
+    'The following inconsistencies were found and repaired:\n\n' +
+      `    ${leaks} leaked clusters\n    ${corruptions} corruptions\n\n` +
+      'Double checking the fixed image now...\n',
+  ];
 }
 
 /** Percent with two decimals; halves between two of them go to the even one, as in C. */

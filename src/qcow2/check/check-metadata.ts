@@ -13,6 +13,7 @@ import { checkRefcountBlocks, compareRefcounts } from './compare-refcounts.ts';
 import { checkCopiedFlags } from './copied-flags.ts';
 import { hexHeaderField, promisesRawDataFileWithoutOne } from './far-offsets.ts';
 import { MappingCheck } from './mapping-tables.ts';
+import type { ZeroedEntries } from './mapping-tables.ts';
 import { MetadataFile } from './metadata-file.ts';
 import { References } from './references.ts';
 import { SnapshotTable } from './snapshots.ts';
@@ -28,6 +29,31 @@ export interface CheckedImage {
   file: BlockDevice;
 }
 
+/** How {@link countReferences} counts. */
+export interface CountOptions {
+  /** What is to be repaired (default nothing). */
+  fix?: 'leaks' | 'all' | undefined;
+  /** Bytes that the file is taken to have, if more than it has. */
+  fileSize?: number;
+  /** Leave the refcount structures uncounted (default false). */
+  withoutRefcounts?: boolean;
+  /** Leave the snapshot table uncounted (default false). */
+  withoutSnapshotTable?: boolean;
+}
+
+/** What the references of an image were counted from, and what came of it. */
+export interface CountedImage {
+  header: Qcow2Header;
+  references: References;
+  stored: StoredRefcounts;
+  mapping: MappingCheck;
+  snapshots: SnapshotTable;
+  /** L2 entries that a repair has to make zero clusters. */
+  zeroed: ZeroedEntries;
+  /** Whether the refcount blocks are so damaged that they have to be rebuilt. */
+  needsRebuild: boolean;
+}
+
 /**
  * Checks everything in QEMU's order.
  *
@@ -35,6 +61,27 @@ export interface CheckedImage {
  * @throws {Qcow2Error} `CORRUPT`, `TOO_LARGE` or `UNSUPPORTED` where the check cannot be done
  */
 export function checkMetadata(image: CheckedImage, report: CheckReport): number {
+  const counted = countReferences(image, report);
+  const { header, references, stored, mapping } = counted;
+  const { highest } = compareRefcounts({ references, stored, report });
+
+  // Where every count is as stored, none above one, and every flag is set, no flag can be wrong:
+  // that saves reading all tables again.
+  const isPlain = !references.counts.hasShared && !mapping.hasUncopied;
+  const isSound = report.corruptions + report.leaks + report.checkErrors === 0;
+  if (!isPlain || !isSound) checkCopiedFlags({ header, mapping, refcounts: stored, report });
+  return (highest + 1) * header.clusterSize;
+}
+
+/**
+ * Checks all tables and counts what they refer to.
+ * @throws {Qcow2Error} as {@link checkMetadata}
+ */
+export function countReferences(
+  image: CheckedImage,
+  report: CheckReport,
+  options: CountOptions = {},
+): CountedImage {
   const { header } = image;
   const { clusterSize, refcountOrder } = header;
   const file = new MetadataFile(image.file);
@@ -47,35 +94,40 @@ export function checkMetadata(image: CheckedImage, report: CheckReport): number 
         'considered inconsistent; their clusters may be leaked',
     );
   }
+  const isRepair = options.fix === 'all';
+  const zeroed: ZeroedEntries = new Map();
   const stored = new StoredRefcounts(header, file);
-  const snapshots = new SnapshotTable(header, file);
-  snapshots.checkRows(report);
-  const references = new References(report, { fileSize: file.size, clusterSize, refcountOrder });
-  const mapping = new MappingCheck(header, { file, references, report });
+  const snapshots = new SnapshotTable(header, file, isRepair ? report : undefined);
+  snapshots.checkRows(report, { isRepair });
+  const fileSize = Math.max(file.size, options.fileSize ?? 0);
+  const references = new References(report, { fileSize, clusterSize, refcountOrder });
+  const mapping = new MappingCheck(header, {
+    ...{ file, references, report },
+    zeroed: isRepair ? zeroed : undefined,
+  });
 
   references.add({ offset: 0, length: clusterSize });
   checkMapping({ image, mapping, snapshots, report });
-  references.add({
-    offset: header.snapshotsOffset,
-    length: snapshots.length,
-    hexOffset: () => hexHeaderField(image.file, HeaderField.SNAPSHOTS_OFFSET),
-  });
-  references.add({
-    offset: header.refcountTableOffset,
-    length: stored.tableSize * 8,
-    hexOffset: () => hexHeaderField(image.file, HeaderField.REFCOUNT_TABLE_OFFSET),
-  });
+  if (options.withoutSnapshotTable !== true) {
+    references.add({
+      offset: header.snapshotsOffset,
+      length: snapshots.length,
+      hexOffset: () => hexHeaderField(image.file, HeaderField.SNAPSHOTS_OFFSET),
+    });
+  }
+  if (options.withoutRefcounts !== true) {
+    references.add({
+      offset: header.refcountTableOffset,
+      length: stored.tableSize * 8,
+      hexOffset: () => hexHeaderField(image.file, HeaderField.REFCOUNT_TABLE_OFFSET),
+    });
+  }
   references.add(header.extensions.encryptionHeader ?? { offset: 0, length: 0 });
   if (bitmaps !== undefined) checkBitmaps({ header, bitmaps, file, references });
-  checkRefcountBlocks({ references, stored, report });
-  const highest = compareRefcounts({ references, stored, report });
-
-  // Where every count is as stored, none above one, and every flag is set, no flag can be wrong:
-  // that saves reading all tables again.
-  const isPlain = !references.counts.hasShared && !mapping.hasUncopied;
-  const isSound = report.corruptions + report.leaks + report.checkErrors === 0;
-  if (!isPlain || !isSound) checkCopiedFlags({ header, mapping, stored, report });
-  return (highest + 1) * clusterSize;
+  const { fix } = options;
+  const needsRebuild =
+    options.withoutRefcounts !== true && checkRefcountBlocks({ references, stored, report, fix });
+  return { header, references, stored, mapping, snapshots, zeroed, needsRebuild };
 }
 
 function checkCheckable(header: Qcow2Header, file: MetadataFile): void {

@@ -9,6 +9,15 @@ export interface CheckProblem {
   kind: 'corruption' | 'leak' | 'error';
   /** One or more lines, worded as qemu-img words them, without the last line end. */
   message: string;
+  /** Whether it is being repaired. */
+  isRepaired?: true;
+}
+
+/** Problems by their kind. */
+export interface ProblemCounts {
+  corruptions: number;
+  leaks: number;
+  checkErrors: number;
 }
 
 /** Is told of each problem. */
@@ -19,6 +28,9 @@ export class CheckReport {
   corruptions = 0;
   leaks = 0;
   checkErrors = 0;
+  /** Problems that are repaired, which the counters above do not count. */
+  corruptionsFixed = 0;
+  leaksFixed = 0;
   /** Clusters of the disk that have host space, how many of them do not follow their neighbour. */
   allocatedClusters = 0;
   fragmentedClusters = 0;
@@ -47,14 +59,37 @@ export class CheckReport {
     this.#tell('error', message, 1);
   }
 
+  /** Counts a problem that is repaired. */
+  repaired(kind: 'corruption' | 'leak', message: () => string): void {
+    if (kind === 'leak') this.leaksFixed++;
+    else this.corruptionsFixed++;
+    this.#tell(kind, message, 1, { isRepaired: true });
+  }
+
+  /** How many problems are left. */
+  get counts(): ProblemCounts {
+    const { corruptions, leaks, checkErrors } = this;
+    return { corruptions, leaks, checkErrors };
+  }
+
+  /** Takes back what was counted since. */
+  resetTo(counts: ProblemCounts): void {
+    Object.assign(this, counts);
+  }
+
   /** Tells something that is not counted by itself. */
   remark(message: () => string): void {
     this.#tell('error', message, 1);
   }
 
-  #tell(kind: CheckProblem['kind'], message: () => string, times: number): void {
+  #tell(
+    kind: CheckProblem['kind'],
+    message: () => string,
+    times: number,
+    more: Pick<CheckProblem, 'isRepaired'> = {},
+  ): void {
     if (this.#onProblem === undefined) return;
-    const problem = { kind, message: message() };
+    const problem = { kind, message: message(), ...more };
     for (let time = 0; time < times; time++) this.#onProblem(problem);
   }
 }

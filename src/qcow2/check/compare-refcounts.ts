@@ -11,30 +11,54 @@ export interface RefcountComparison {
   references: References;
   stored: StoredRefcounts;
   report: CheckReport;
+  /** What is repaired (default nothing): then those problems are told of as being repaired. */
+  fix?: 'leaks' | 'all' | undefined;
+  /** Is given the counts that are to be stored, in the order of the clusters. */
+  onRepair?: (cluster: number, count: number) => void;
 }
 
-/** Counts the refcount blocks themselves, and checks where they are. */
-export function checkRefcountBlocks({ references, stored, report }: RefcountComparison): void {
+/** What {@link compareRefcounts} finds. */
+export interface ComparedRefcounts {
+  /** The last cluster that is in use or counted as being in use. */
+  highest: number;
+  /** Whether a cluster that is in use is counted as being free, so that its count has no place. */
+  needsRebuild: boolean;
+}
+
+/**
+ * Counts the refcount blocks themselves, and checks where they are.
+ * @returns whether the refcount structures have to be rebuilt
+ */
+export function checkRefcountBlocks(comparison: RefcountComparison): boolean {
+  const { references, stored, report, fix } = comparison;
   const { counts, clusterSize } = references;
+  let needsRebuild = false;
   for (let index = 0; index < stored.presentEntries; index++) {
     const { offset, hasReservedBits, isAligned } = stored.entry(index);
     if (hasReservedBits) {
       report.corruption(() => `ERROR refcount table entry ${index} has reserved bits set`);
+      needsRebuild = true;
     } else if (!isAligned) {
       report.corruption(
         () =>
           `ERROR refcount block ${index} is not cluster aligned; refcount table entry corrupted`,
       );
+      needsRebuild = true;
     } else if (offset / clusterSize >= counts.clusterCount) {
-      report.corruption(() => `ERROR refcount block ${index} is outside image`);
+      const what = fix === 'all' ? 'Repairing' : 'ERROR';
+      report.corruption(() => `${what} refcount block ${index} is outside image`);
+      // It counts nothing as long as it is there, which does not keep leaks from being repaired.
+      needsRebuild ||= fix === 'all';
     } else if (offset !== 0) {
       references.add({ offset, length: clusterSize });
       const count = counts.get(offset / clusterSize);
       if (count !== 1) {
         report.corruption(() => `ERROR refcount block ${index} refcount=${count}`);
+        needsRebuild = true;
       }
     }
   }
+  return needsRebuild;
 }
 
 const NO_COUNTS = new Uint16Array(PAGE_CLUSTERS);
@@ -42,16 +66,15 @@ const NO_COUNTS = new Uint16Array(PAGE_CLUSTERS);
 /** Stands for blocks that are not there. */
 const EMPTY_BLOCK = { counts: NO_COUNTS, exact: () => 0n };
 
-/**
- * Compares all refcounts and reports those that differ.
- * @returns the last cluster that is in use or counted as being in use
- */
-export function compareRefcounts({ references, stored, report }: RefcountComparison): number {
+/** Compares all refcounts and reports those that differ. */
+export function compareRefcounts(comparison: RefcountComparison): ComparedRefcounts {
+  const { references, stored, report } = comparison;
   const { counts } = references;
   const { clusterCount } = counts;
   const { blockEntries } = stored;
   const pageCopy = new Uint16Array(PAGE_CLUSTERS);
   let highest = 0;
+  let needsRebuild = false;
   let isSignalled = false;
   let page: Uint16Array = NO_COUNTS;
   let pageIndex = -1;
@@ -103,14 +126,30 @@ export function compareRefcounts({ references, stored, report }: RefcountCompari
       const refcount = block.exact(blockAt + at);
       const reference = BigInt(counts.get(cluster));
       if (refcount === reference) continue;
-      const what = refcount < reference ? 'ERROR' : 'Leaked';
-      const message = (): string =>
-        `${what} cluster ${cluster} refcount=${refcount} reference=${reference}`;
-      if (refcount < reference) report.corruption(message);
-      else report.leak(message);
+      if (refcount === 0n) needsRebuild = true;
+      reportMismatch(comparison, { cluster, refcount, reference });
     }
   }
-  return highest;
+  return { highest, needsRebuild };
+}
+
+function reportMismatch(
+  { report, fix, onRepair }: RefcountComparison,
+  { cluster, refcount, reference }: { cluster: number; refcount: bigint; reference: bigint },
+): void {
+  const isLeak = refcount > reference;
+  const isRepaired = fix === 'all' || (fix === 'leaks' && isLeak);
+  const what = isRepaired ? 'Repairing' : isLeak ? 'Leaked' : 'ERROR';
+  const message = (): string =>
+    `${what} cluster ${cluster} refcount=${refcount} reference=${reference}`;
+  if (isRepaired) {
+    report.repaired(isLeak ? 'leak' : 'corruption', message);
+    onRepair?.(cluster, Number(reference));
+  } else if (isLeak) {
+    report.leak(message);
+  } else {
+    report.corruption(message);
+  }
 }
 
 function pageOf(counts: ReferenceCounts, pageIndex: number, copy: Uint16Array): Uint16Array {

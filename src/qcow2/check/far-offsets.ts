@@ -82,6 +82,11 @@ export function hexHeaderField(file: BlockDevice, field: (typeof TABLE_FIELDS)[n
   return readU64BigInt(bytes, 0).toString(16);
 }
 
+/** Whether {@link readDamagedHeader} has hidden a bitmaps extension. */
+export function hasHiddenBitmaps({ extensions }: Qcow2Header): boolean {
+  return extensions.unknown.some(({ type }) => type === HIDDEN_TYPE);
+}
+
 /** Whether QEMU refuses to open an image for what its autoclear bits promise. */
 export function promisesRawDataFileWithoutOne(header: Qcow2Header): boolean {
   const isRaw = (header.autoclearFeatures & AutoclearFeature.RAW_EXTERNAL_DATA) !== 0n;

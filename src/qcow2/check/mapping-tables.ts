@@ -38,8 +38,13 @@ export interface L1Table {
   hexOffset: () => string;
 }
 
+/** L2 entries that a repair makes zero clusters: their indexes, by the table's host offset. */
+export type ZeroedEntries = Map<number, Set<number>>;
+
 /** How often an L2 table is referred to. */
 interface L2Use {
+  /** Host offset of the table. */
+  offset: number;
   active: number;
   total: number;
 }
@@ -56,6 +61,8 @@ export class MappingCheck {
   readonly #report: CheckReport;
   readonly #l2Buffer: Buffer;
   readonly #uses = new Map<number, L2Use>();
+  /** Set where entries are to be repaired; they are added to it. */
+  readonly #zeroed: ZeroedEntries | undefined;
 
   constructor(
     header: Qcow2Header,
@@ -63,8 +70,15 @@ export class MappingCheck {
       file,
       references,
       report,
-    }: { file: MetadataFile; references: References; report: CheckReport },
+      zeroed,
+    }: {
+      file: MetadataFile;
+      references: References;
+      report: CheckReport;
+      zeroed?: ZeroedEntries | undefined;
+    },
   ) {
+    this.#zeroed = zeroed;
     this.#header = header;
     this.#file = file;
     this.#references = references;
@@ -80,8 +94,9 @@ export class MappingCheck {
       const offset = entryOffset(words[at]!, words[at + 1]!);
       if (offset === 0 && (words[at]! | words[at + 1]!) === 0) continue;
       const use = this.#uses.get(offset);
-      if (use === undefined) this.#uses.set(offset, { active: isActive ? 1 : 0, total: weight });
-      else {
+      if (use === undefined) {
+        this.#uses.set(offset, { offset, active: isActive ? 1 : 0, total: weight });
+      } else {
         use.total += weight;
         if (isActive) use.active++;
       }
@@ -136,7 +151,11 @@ export class MappingCheck {
   /** The words of an L2 table, valid until the next call; undefined past the end of the file. */
   readL2(offset: number): Uint32Array | undefined {
     if (offset >= this.#file.size) return undefined;
-    return this.#file.readWords(this.#l2Buffer, offset, 'L2 table');
+    const words = this.#file.readWords(this.#l2Buffer, offset, 'L2 table');
+    for (const index of this.#zeroed?.get(offset) ?? []) {
+      setZeroEntry(words, index, this.#header);
+    }
+    return words;
   }
 
   #checkL2(offset: number): void {
@@ -282,6 +301,10 @@ export class MappingCheck {
     }
     if (offset % clusterSize !== 0) {
       const hasData = hasExtendedL2 ? allocatedBits !== 0 : !readsZero;
+      if (!hasData && this.#zeroed !== undefined) {
+        this.#zeroEntry(scan.use, index, offset);
+        return;
+      }
       const what = hasData ? 'Data' : 'Preallocated';
       report.corruption(
         () =>
@@ -298,6 +321,18 @@ export class MappingCheck {
       scan.next = cluster + 1;
     }
     if (!hasExternalDataFile) this.#references.add({ offset, length: clusterSize }, total);
+  }
+
+  /** Makes an entry whose cluster holds nothing yet one without a cluster. */
+  #zeroEntry({ offset: l2Offset }: L2Use, index: number, offset: number): void {
+    const indexes = this.#zeroed!.get(l2Offset) ?? new Set();
+    this.#zeroed!.set(l2Offset, indexes.add(index));
+    this.#report.repaired(
+      'corruption',
+      () =>
+        `Repairing offset=${offset.toString(16)}: Preallocated cluster is not properly aligned; ` +
+        'L2 entry corrupted.',
+    );
   }
 
   #scanCompressed(
@@ -340,6 +375,18 @@ export class MappingCheck {
     report.compressedClusters += active;
     report.fragmentedClusters += active;
   }
+}
+
+/** Makes an entry of a table a zero cluster without host space, in the words of an L2 table. */
+export function setZeroEntry(
+  words: Uint32Array,
+  index: number,
+  { hasExtendedL2, l2EntrySize }: Qcow2Header,
+): void {
+  const at = (index * l2EntrySize) / 4;
+  words.fill(0, at, at + l2EntrySize / 4);
+  if (hasExtendedL2) words[at + 2] = 0xffff_ffff;
+  else words[at + 1] = READS_ZERO;
 }
 
 /** The exact host offset of a compressed cluster, which can be above 2^53 in a damaged image. */

@@ -70,6 +70,34 @@ export class ReferenceCounts {
     return count === LARGE ? this.#large.get(cluster)! : count;
   }
 
+  /** Calls `visit` with the clusters from `first` to before `end` that have a count, in order. */
+  forEachIn(first: number, end: number, visit: (cluster: number, count: number) => void): void {
+    const stop = Math.min(end, this.#pages.length * PAGE_CLUSTERS);
+    for (let at = first; at < stop;) {
+      const pageIndex = Math.floor(at / PAGE_CLUSTERS);
+      const pageStart = pageIndex * PAGE_CLUSTERS;
+      const pieceEnd = Math.min(stop, pageStart + PAGE_CLUSTERS);
+      const page = this.#pages[pageIndex];
+      if (page instanceof Uint16Array) {
+        for (let cluster = at; cluster < pieceEnd; cluster++) {
+          if (page[cluster - pageStart] !== 0) visit(cluster, this.get(cluster));
+        }
+      } else if (page !== undefined) {
+        for (const index of [...page.keys()].sort((a, b) => a - b)) {
+          const cluster = pageStart + index;
+          const count = this.get(cluster);
+          if (cluster >= at && cluster < pieceEnd && count !== 0) visit(cluster, count);
+        }
+      }
+      at = pieceEnd;
+    }
+  }
+
+  /** Sets the count of a cluster to zero. */
+  clear(cluster: number): void {
+    this.#set(cluster, 0);
+  }
+
   /**
    * Counts references to a cluster.
    * @returns how many of them the refcounts of this image could not hold
