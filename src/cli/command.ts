@@ -82,6 +82,8 @@ export interface CommandDefinition {
   operands: string;
   /** Fewest and most operands. */
   operandCount: readonly [minimum: number, maximum: number];
+  /** The last argument is an operand whatever it begins with, as in `resize IMAGE -1G`. */
+  endsWithOperand?: boolean;
   /** Paragraphs of help. */
   details?: string;
   /** At least one example line, as it would be typed. */
@@ -108,8 +110,9 @@ export function usageError(problem: string): Qcow2Error {
  */
 export function parseCommandLine(command: CommandDefinition, argv: string[]): ParsedArguments {
   const definitions = command.options;
+  const last = command.endsWithOperand === true ? argv.slice(-1) : [];
   const { tokens } = parseArgs({
-    args: argv,
+    args: argv.slice(0, argv.length - last.length),
     options: toParseArgsOptions(definitions),
     allowPositionals: true,
     strict: false,
@@ -140,6 +143,7 @@ export function parseCommandLine(command: CommandDefinition, argv: string[]): Pa
       values[token.name] = token.value;
     }
   }
+  operands.push(...last);
   const [minimum, maximum] = command.operandCount;
   if (operands.length < minimum) {
     throw usageError(`expected ${command.operands}; see: qcow2 ${command.name} --help`);

@@ -15,6 +15,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<CommandModule>>> = {
   convert: () => import('./commands/convert.ts'),
   info: () => import('./commands/info.ts'),
   map: () => import('./commands/map.ts'),
+  resize: () => import('./commands/resize.ts'),
   mount: () => import('./commands/mount.ts'),
   unmount: () => import('./commands/unmount.ts'),
   mounts: () => import('./commands/mounts.ts'),

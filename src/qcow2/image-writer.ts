@@ -25,6 +25,8 @@ import { HeaderWriter } from './header-writer.ts';
 import { L2Editor } from './l2-editor.ts';
 import type { L1Location } from './mapping.ts';
 import { activeL2Tables, headerStructures, MetadataMap } from './metadata-map.ts';
+import { preallocate } from './preallocation.ts';
+import type { PreallocationRequest } from './preallocation.ts';
 import { RefcountStore } from './refcount-store.ts';
 import { emptyDisk, resizeDisk } from './resizer.ts';
 import { applySnapshot, createSnapshot, deleteSnapshot } from './snapshot-writer.ts';
@@ -136,6 +138,11 @@ export class ImageWriter {
         if (header.size !== oldSize) bitmaps?.resize(header.size);
       }
     });
+  }
+
+  /** Gives a range that reads as zeroes its space in advance. */
+  preallocate(request: PreallocationRequest): void {
+    this.change((engine) => preallocate(engine, request));
   }
 
   /** Drops everything that the disk has allocated. */

@@ -21,6 +21,7 @@ import { ClusterCache } from './cluster-cache.ts';
 import { GuestDisk } from './guest-disk.ts';
 import { hasPreallocatedMetadata } from './host-holes.ts';
 import { ImageWriter } from './image-writer.ts';
+import type { PreallocationMode } from './preallocation.ts';
 import { findSnapshot, Qcow2Snapshot, readSnapshotTable } from './snapshots.ts';
 import { TableCache } from './table-cache.ts';
 
@@ -220,6 +221,19 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
     } finally {
       this.size = this.header.size;
     }
+  }
+
+  /**
+   * Gives each cluster of a range its space before anything is written to it. Clusters that have
+   * some keep it.
+   *
+   * @param offset of a range that reads as zeroes where it has no space
+   * @throws {Qcow2Error} as {@link write}
+   */
+  preallocate(offset: number, length: number, mode: PreallocationMode): void {
+    const writer = this.#writable();
+    checkRange(offset, length, this.size);
+    writer.preallocate({ offset, length, mode });
   }
 
   /**

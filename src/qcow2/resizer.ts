@@ -38,7 +38,7 @@ export function resizeDisk(
     grow(engine, newSize, setSize);
   }
   setSize(header.size);
-  if (header.isDataFileRaw) engine.dataFile.resize(newSize);
+  if (header.hasExternalDataFile) engine.dataFile.resize(newSize);
 }
 
 /**
