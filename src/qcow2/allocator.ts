@@ -86,9 +86,14 @@ export class ClusterAllocator {
   }
 
   /** Gives clusters up, once the commit has brought the removal of their reference to the file. */
-  free(run: ClusterRun, reason: FreeReason = 'other'): void {
-    this.#freed.push({ ...run, reason });
-    this.#freedCount += run.count;
+  free({ offset, count }: ClusterRun, reason: FreeReason = 'other'): void {
+    this.#freedCount += count;
+    // Neighbours together: emptying a disk gives up millions.
+    const last = this.#freed.at(-1);
+    const isNext =
+      last?.reason === reason && last.offset + last.count * this.#clusterSize === offset;
+    if (isNext) last.count += count;
+    else this.#freed.push({ offset, count, reason });
   }
 
   /** Gives up the host clusters that a compressed cluster touches. */
@@ -101,7 +106,10 @@ export class ClusterAllocator {
 
   /** Lets the host free a range of the external data file, after the next commit. */
   freeData(offset: number, length: number): void {
-    if (this.#parts.passDiscard.request ?? true) this.#freedData.push({ offset, length });
+    if (!(this.#parts.passDiscard.request ?? true)) return;
+    const last = this.#freedData.at(-1);
+    if (last !== undefined && last.offset + last.length === offset) last.length += length;
+    else this.#freedData.push({ offset, length });
   }
 
   /** Tells that a range of the external data file is about to hold something again. */

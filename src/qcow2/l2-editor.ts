@@ -129,19 +129,30 @@ export class L2Editor {
     return { words, firstIndex };
   }
 
-  /** Gives up what the first two words of an entry that was replaced pointed at. */
+  /**
+   * Gives up what the first two words of an entry that was replaced pointed at.
+   * @throws {Qcow2Error} `CORRUPT` if that cannot be data, so that it is never given out again
+   */
   freeEntry(high: number, low: number, reason: FreeReason = 'other'): void {
-    const { header, allocator } = this.#parts;
+    const { header, allocator, metadata } = this.#parts;
     if ((high & EntryFlag.COMPRESSED) !== 0) {
       const { offset, length } = compressedLocation(high, low, header.clusterBits);
+      metadata.checkClear(offset, length, 'compressed cluster that is given up');
       allocator.freeCompressed(offset, length);
       return;
     }
     const offset = entryOffset(high, low);
+    if (offset % header.clusterSize !== 0 || offset > Number.MAX_SAFE_INTEGER) {
+      throw new Qcow2Error('CORRUPT', `its cluster's offset ${offset} is not aligned`, {
+        structure: 'L2 entry',
+        hint: 'repair the image with: qcow2 check -r all',
+      });
+    }
     if (header.hasExternalDataFile) {
       const isThere = offset !== 0 || (high & EntryFlag.COPIED) !== 0;
       if (isThere && reason === 'request') allocator.freeData(offset, header.clusterSize);
     } else if (offset !== 0) {
+      metadata.checkClear(offset, header.clusterSize, 'data cluster that is given up');
       allocator.free({ offset, count: 1 }, reason);
     }
   }

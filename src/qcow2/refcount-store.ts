@@ -330,8 +330,9 @@ export class RefcountStore {
     if (needed > most) throw fullError(this.#header);
     const before = this.#table;
     const clusters = Math.min(most, Math.max(needed, Math.ceil(this.tableClusters * 1.5)));
-    this.#table = new Float64Array((clusters * clusterSize) / 8);
-    this.#table.set(before);
+    const grown = new Float64Array((clusters * clusterSize) / 8);
+    grown.set(before);
+    this.#table = grown;
     try {
       const offset = this.allocateContiguous(clusters);
       // The blocks that were made for it may have grown the table once more.
@@ -344,8 +345,11 @@ export class RefcountStore {
       this.#metadata.add({ offset, length: clusters * clusterSize, kind: 'refcount table' });
       this.#movedTable = { offset, clusters };
     } catch (error) {
-      this.#forgetBlocksFrom(before.length);
-      this.#table = before;
+      // If the blocks that were made for it have grown the table, that has a place.
+      if (this.#table === grown) {
+        this.#forgetBlocksFrom(before.length);
+        this.#table = before;
+      }
       throw error;
     }
   }

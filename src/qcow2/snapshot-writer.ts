@@ -10,6 +10,7 @@
 import { Qcow2Error } from '../errors.ts';
 import { EntryFlag, entryOffset } from '../format/qcow2/l2-entry.ts';
 import { encodeSnapshotTable } from '../format/qcow2/snapshot-table.ts';
+import type { Qcow2Header } from '../format/qcow2/header.ts';
 import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import { MAX_SNAPSHOT_NAME_BYTES, MAX_SNAPSHOTS } from '../limits.ts';
 import { readU32, writeU32 } from '../util/bytes.ts';
@@ -32,13 +33,7 @@ export function createSnapshot(engine: WriteEngine, name: string): SnapshotRow {
   const { header, committer } = engine;
   checkName(name);
   if (engine.refcounts.maxRefcount < 2) throw overflowError(header);
-  if (header.hasExternalDataFile) {
-    throw new Qcow2Error(
-      'UNSUPPORTED',
-      'an image with an external data file cannot have snapshots',
-      { hint: 'make an overlay instead: qemu-img create -b' },
-    );
-  }
+  refuseExternalData(header);
   committer.commitAll();
   const rows = readSnapshotTable(header, engine.file);
   if (rows.length >= MAX_SNAPSHOTS) {
@@ -58,11 +53,12 @@ export function createSnapshot(engine: WriteEngine, name: string): SnapshotRow {
 
 /**
  * Makes the disk what it was at a snapshot, its size too.
- * @throws {Qcow2Error} `UNSUPPORTED` if the image has bitmaps, which could not follow, or if a
- * refcount would overflow; `CORRUPT`, `HOST`. Nothing has changed then
+ * @throws {Qcow2Error} `UNSUPPORTED` if the image has bitmaps, which could not follow, or an
+ * external data file, or if a refcount would overflow; `CORRUPT`, `HOST`. Nothing has changed then
  */
 export function applySnapshot(engine: WriteEngine, row: SnapshotRow): void {
   const { header, committer } = engine;
+  refuseExternalData(header);
   if (header.areBitmapsValid && header.extensions.bitmaps !== undefined) {
     throw new Qcow2Error('UNSUPPORTED', 'its bitmaps would not know what changed', {
       structure: `snapshot ${row.id}`,
@@ -86,10 +82,12 @@ export function applySnapshot(engine: WriteEngine, row: SnapshotRow): void {
 
 /**
  * Deletes a snapshot.
- * @throws {Qcow2Error} `CORRUPT` or `HOST`; nothing has changed then
+ * @throws {Qcow2Error} `UNSUPPORTED` if the image has an external data file; `CORRUPT` or `HOST`;
+ * nothing has changed then
  */
 export function deleteSnapshot(engine: WriteEngine, id: string): void {
   const { header, committer, file } = engine;
+  refuseExternalData(header);
   committer.commitAll();
   const rows = readSnapshotTable(header, file);
   const row = rows.find((candidate) => candidate.id === id)!;
@@ -116,9 +114,12 @@ function inFreshClusters(
 ): void {
   const { header } = engine;
   const fresh = new FreshClusters(engine);
-  const before = { l1: header.l1TableOffset, snapshots: header.snapshotsOffset };
+  const { l1TableOffset, l1Size, snapshotsOffset } = header;
   const hasChanged = (): boolean =>
-    header.l1TableOffset !== before.l1 || header.snapshotsOffset !== before.snapshots;
+    header.l1TableOffset !== l1TableOffset ||
+    // An L1 table without entries has no place of its own.
+    header.l1Size !== l1Size ||
+    header.snapshotsOffset !== snapshotsOffset;
   try {
     updateAtomically(engine, prepare(fresh));
   } catch (error) {
@@ -239,6 +240,14 @@ function storeSnapshotTable(
   if (rows.length === 0) return { snapshotCount: 0, snapshotsOffset: 0 };
   const bytes = encodeSnapshotTable(rows);
   return { snapshotCount: rows.length, snapshotsOffset: fresh.store(bytes) };
+}
+
+/** Its clusters are not counted, so that none can be shared. */
+function refuseExternalData(header: Qcow2Header): void {
+  if (!header.hasExternalDataFile) return;
+  throw new Qcow2Error('UNSUPPORTED', 'an image with an external data file cannot have snapshots', {
+    hint: 'make an overlay instead: qemu-img create -b',
+  });
 }
 
 function checkName(name: string): void {

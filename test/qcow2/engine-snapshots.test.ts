@@ -55,3 +55,20 @@ it('a cluster that no refcount block counts is not shared with a snapshot', () =
     expect(() => image.createSnapshot('shared')).toThrow(/not counted often enough/);
   });
 });
+
+it('a disk goes back to a snapshot of when it had no size', () => {
+  create('0', 'cluster_size=64k');
+  const image = openImage(path, { writable: true }) as ChainedQcow2Image;
+  image.createSnapshot('empty');
+  image.resize(1024 * 1024);
+  image.write(Buffer.alloc(65536, 1), 0);
+  image.applySnapshot('empty');
+  expect(image.size).toBe(0);
+  image.resize(2 * 1024 * 1024);
+  const read = Buffer.alloc(65536, 1);
+  image.read(read, 0);
+  expect(read.equals(Buffer.alloc(65536))).toBe(true);
+  image.write(Buffer.alloc(65536, 2), 65536);
+  image.close();
+  expect(qemuImg('check', '-f', 'qcow2', path)).toContain('No errors');
+});
