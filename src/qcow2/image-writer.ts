@@ -17,6 +17,7 @@ import { ClusterAllocator } from './allocator.ts';
 import type { PassDiscard } from './allocator.ts';
 import { BitmapTracker } from './bitmap-writer.ts';
 import { readBitmapDirectory } from './bitmaps.ts';
+import { repairMetadata } from './check/repair.ts';
 import type { ClusterCache } from './cluster-cache.ts';
 import { Committer } from './commit.ts';
 import { CompressedWriter } from './compressed-writer.ts';
@@ -67,6 +68,8 @@ export class ImageWriter {
   readonly #parts: ImageWriterParts;
   #engine: WriteEngine | undefined;
   #compressed: CompressedWriter | undefined;
+  /** Whether the dirty bit, if it is set, was set here, before anything became stale. */
+  #isDirtyByUs = false;
   /** Why nothing is written any more. */
   #failure: Qcow2Error | undefined;
 
@@ -209,27 +212,45 @@ export class ImageWriter {
     // Those that name a file come from reading, of a backing file perhaps.
     if (error.code === 'CORRUPT' && error.file === undefined) {
       this.#failure = named;
-      this.#engine?.headerWriter.setCorrupt();
+      this.#markCorrupt();
     }
     return named;
   }
 
+  #markCorrupt(): void {
+    const { file, header } = this.#parts;
+    try {
+      (this.#engine?.headerWriter ?? new HeaderWriter({ file, header })).setCorrupt();
+    } catch {
+      // That there is no place for the mark is the lesser trouble of the two.
+    }
+  }
+
   #begin(): WriteEngine {
-    const { header, file, path } = this.#parts;
+    const { header, file } = this.#parts;
+    if (header.isDirty && !this.#isDirtyByUs) this.#repair();
     const headerWriter = new HeaderWriter({ file, header });
     const engine = this.#createEngine(headerWriter);
-    if (header.isDirty || header.isCorrupt) {
-      throw new Qcow2Error('UNSUPPORTED', 'its refcounts have to be repaired first', {
-        file: path,
-        structure: 'header',
-        hint: 'repair it with: qcow2 check -r all',
-      });
-    }
     const unknown = header.autoclearFeatures & ~MAINTAINED_AUTOCLEAR;
     if (unknown !== 0n) headerWriter.clearAutoclear(unknown);
+    // Though it cannot be flushed, the header says so then.
+    this.#isDirtyByUs = header.hasLazyRefcounts;
     if (header.hasLazyRefcounts) headerWriter.setDirty(true);
     if (unknown !== 0n || header.hasLazyRefcounts) file.flush();
     return engine;
+  }
+
+  /** Makes refcounts right that are stale because whoever wrote before did not get to close. */
+  #repair(): void {
+    const { header, file, path, tables } = this.#parts;
+    const { left } = repairMetadata({ header, file, path }, { fix: 'all' });
+    tables.clear();
+    if (!header.isDirty) return;
+    const count = left.corruptions + left.checkErrors;
+    throw new Qcow2Error('CORRUPT', `it was not closed, and has ${count} errors besides`, {
+      file: path,
+      hint: 'see them with: qcow2 check',
+    });
   }
 
   #createEngine(headerWriter: HeaderWriter): WriteEngine {
