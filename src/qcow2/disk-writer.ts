@@ -9,7 +9,7 @@
 
 import { Qcow2Error } from '../errors.ts';
 import { EntryFlag, entryOffset, READS_ZERO } from '../format/qcow2/l2-entry.ts';
-import { isAllZero } from '../util/bytes.ts';
+import { CopyOnWrite } from './copy-on-write.ts';
 import { setEntry } from './l2-editor.ts';
 import type { WriteContext } from './write-context.ts';
 
@@ -52,7 +52,7 @@ export class DiskWriter {
   readonly #subclusterSize: number;
   readonly #isExtended: boolean;
   readonly #isExternal: boolean;
-  readonly #zeroes: Uint8Array;
+  readonly #copyOnWrite: CopyOnWrite;
   /** Where the run of {@link #inPlaceLength} is. */
   #inPlaceHost = 0;
 
@@ -63,7 +63,7 @@ export class DiskWriter {
     this.#subclusterSize = header.clusterSize / SUBCLUSTERS;
     this.#isExtended = header.hasExtendedL2;
     this.#isExternal = header.hasExternalDataFile;
-    this.#zeroes = new Uint8Array(header.clusterSize);
+    this.#copyOnWrite = new CopyOnWrite(context.reader, context.dataFile);
   }
 
   /**
@@ -180,13 +180,12 @@ export class DiskWriter {
       const isFresh = host >= dataFile.size;
       if (this.#isExternal) allocator.keepData(host, count * clusterSize);
       else this.#context.metadata.checkClear(host, count * clusterSize, 'guest data');
-      this.#writeParts(source.subarray(0, length), {
+      this.#copyOnWrite.write(source.subarray(0, length), {
         guest,
         host: host + inCluster,
         head: inCluster - plans[0]!.start,
         tail: (count - 1) * clusterSize + lastPlan.end - inCluster - length,
         isFresh,
-        tailGuest: guest + length,
       });
       this.#context.committer.noteNewData();
       this.#setEntries(table, l2Index, host, plans.slice(0, count));
@@ -311,49 +310,6 @@ export class DiskWriter {
       }
       if (plan.host === NEW) editor.freeEntry(oldHigh, oldLow);
     });
-  }
-
-  // ---- Copy on write ------------------------------------------------------------------------
-
-  #writeParts(
-    data: Uint8Array,
-    part: {
-      guest: number;
-      host: number;
-      head: number;
-      tail: number;
-      tailGuest: number;
-      isFresh: boolean;
-    },
-  ): void {
-    const { dataFile } = this.#context;
-    const { guest, isFresh } = part;
-    const head = this.#surroundings(guest - part.head, part.head, isFresh);
-    const tail = this.#surroundings(part.tailGuest, part.tail, isFresh);
-    if (head === undefined && tail === undefined) {
-      dataFile.write(data, part.host);
-      return;
-    }
-    const parts = [data];
-    if (head !== undefined) parts.unshift(head);
-    if (tail !== undefined) parts.push(tail);
-    const start = part.host - (head?.length ?? 0);
-    dataFile.writeParts(parts, start);
-  }
-
-  /**
-   * What the guest has next to the data, to be written with it; undefined if nothing need be,
-   * because there are zeroes both for the guest and, past its end, in the file.
-   */
-  #surroundings(guest: number, length: number, isFresh: boolean): Uint8Array | undefined {
-    if (length === 0) return undefined;
-    const { reader } = this.#context;
-    if (reader.readsZero(guest, length)) {
-      return isFresh ? undefined : this.#zeroes.subarray(0, length);
-    }
-    const bytes = new Uint8Array(length);
-    reader.readPadded(bytes, guest);
-    return isFresh && isAllZero(bytes) ? undefined : bytes;
   }
 }
 
