@@ -11,6 +11,7 @@ import { bench as check } from './benches/check.ts';
 import { bench as fuseRand } from './benches/fuse-rand.ts';
 import { bench as fuseSeq } from './benches/fuse-seq.ts';
 import { bench as info } from './benches/info.ts';
+import { bench as libWrite } from './benches/lib-write.ts';
 import { bench as map } from './benches/map.ts';
 import { bench as mount } from './benches/mount.ts';
 import { bench as nbdRand } from './benches/nbd-rand.ts';
@@ -23,7 +24,17 @@ import { measureComparison, type ComparisonResult } from './support/measure.ts';
 import { findProgram, ProgramRunner } from './support/process.ts';
 import { formatMarkdown, formatRound, formatTable } from './support/report.ts';
 
-const BENCHES: readonly Bench[] = [fuseSeq, fuseRand, nbdSeq, nbdRand, mount, info, map, check];
+const BENCHES: readonly Bench[] = [
+  fuseSeq,
+  fuseRand,
+  nbdSeq,
+  nbdRand,
+  mount,
+  info,
+  map,
+  check,
+  libWrite,
+];
 
 const USAGE = `usage: npm run bench -- [OPTION]... [BENCH]...
 
@@ -164,6 +175,8 @@ function makeContext(settings: Settings, root: string, cleanup: Cleanup): BenchC
     programs,
     images: new ImageStore(directory, programs, settings.sizeBytes),
     qcow2: [process.execPath, path.join(root, 'dist', 'cli.js')],
+    library: path.join(root, 'dist', 'index.js'),
+    clients: path.join(root, 'bench', 'clients'),
     seconds: settings.seconds,
   };
 }

@@ -40,7 +40,7 @@ export interface Comparison {
 }
 
 /** Unit of the values of a comparison. */
-export type Unit = 'bytes/s' | 'reads/s' | 'seconds';
+export type Unit = 'bytes/s' | 'reads/s' | 'writes/s' | 'seconds';
 
 /** What a comparison's values measure. */
 export function quantityOf(unit: Unit): Quantity {
@@ -67,6 +67,10 @@ export interface BenchContext {
   images: ImageStore;
   /** The built command, to be followed by its arguments. */
   qcow2: Command;
+  /** Path of the built library. */
+  library: string;
+  /** Directory of the programs that use it (bench/clients). */
+  clients: string;
   /** Length of a time-based measurement, in seconds. */
   seconds: number;
 }

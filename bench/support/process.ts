@@ -97,6 +97,27 @@ export class ProgramRunner {
   }
 
   /**
+   * Runs a program to its end.
+   *
+   * @returns seconds from the first that it printed to its exit
+   * @throws {Error} as {@link run}, and if it printed nothing
+   */
+  async timeFromOutput(command: Command): Promise<number> {
+    const program = new RunningProgram(command);
+    const forget = this.#cleanup.add(command[0], () => {
+      program.signalGroup('SIGKILL');
+    });
+    let start: bigint | undefined;
+    program.child.stdout?.once('data', () => (start = process.hrtime.bigint()));
+    let end = 0n;
+    program.child.once('exit', () => (end = process.hrtime.bigint()));
+    const exitCode = await program.ended;
+    await forget();
+    if (exitCode !== 0 || start === undefined) throw program.failure();
+    return Number(end - start) / 1e9;
+  }
+
+  /**
    * Most memory that a program had resident while it ran to its end, in bytes; undefined where
    * GNU time is not installed.
    */

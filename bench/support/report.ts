@@ -11,7 +11,9 @@ export function formatValue(value: number, unit: Unit): string {
   if (unit === 'bytes/s') {
     return value >= 1e9 ? `${digits(value / 1e9)} GB/s` : `${digits(value / 1e6)} MB/s`;
   }
-  if (unit === 'reads/s') return value >= 1e3 ? `${digits(value / 1e3)}k/s` : `${digits(value)}/s`;
+  if (unit === 'reads/s' || unit === 'writes/s') {
+    return value >= 1e3 ? `${digits(value / 1e3)}k/s` : `${digits(value)}/s`;
+  }
   return value >= 1 ? `${digits(value)} s` : `${digits(value * 1e3)} ms`;
 }
 
