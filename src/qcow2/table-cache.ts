@@ -150,6 +150,11 @@ export class TableCache {
     }
   }
 
+  /** Forgets all that it has, because the file was changed otherwise. */
+  clear(): void {
+    for (const { hostOffset } of this.#slices.values()) this.drop(hostOffset, 1);
+  }
+
   /** Forgets what it has of a range of the file, changed or not. */
   drop(hostOffset: number, length: number): void {
     for (let at = hostOffset; at < hostOffset + length; at += this.sliceBytes) {
