@@ -60,7 +60,8 @@ describePeers(['qemu-img'], 'power cuts', () => {
       unordered.advanceTo(log.filter(({ operation }) => operation.kind !== 'flush').length);
       for (let choice = 0; choice < 20; choice++) {
         const [image] = unordered.torn(random);
-        const { problem } = judgeCrash(variant, { image: image! }, history.worldsAt(log.length));
+        const crashed = { variant, files: { image: image! }, initial: history.initialDisk };
+        const { problem } = judgeCrash({ ...crashed, worlds: history.worldsAt(log.length) });
         if (problem !== undefined) damaged++;
       }
     }

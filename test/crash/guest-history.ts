@@ -47,6 +47,11 @@ export class GuestHistory {
     this.#initial = initial;
   }
 
+  /** What the disk reads as at first. */
+  get initialDisk(): Buffer {
+    return this.#initial.disk;
+  }
+
   /** Adds what was done next. */
   add(entry: HistoryEntry): void {
     this.entries.push(entry);

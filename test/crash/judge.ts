@@ -1,10 +1,12 @@
 /** Judges what a crash left: is the image valid, and does it hold what was written? */
 
-import { checkImage } from '../../src/operations/check.ts';
-import type { CheckResult } from '../../src/operations/check.ts';
+import type { HostFile } from '../../src/device/block-device.ts';
+import { GrowableMemoryDevice } from '../../src/device/memory.ts';
+import { checkImage, repairImage } from '../../src/operations/check.ts';
 import type { Qcow2Image } from '../../src/qcow2/image.ts';
 import type { FileRole, ImageVariant } from '../support/image-variants.ts';
-import { memoryDevices, openForReading, readAll } from '../support/open-variant.ts';
+import { memoryDevices, openForReading, openForWriting, readAll } from '../support/open-variant.ts';
+import type { VariantDevices } from '../support/open-variant.ts';
 import { describeSector, SECTOR_BYTES } from '../support/stamps.ts';
 import { firstForeignSector } from './guest-history.ts';
 import type { World } from './guest-history.ts';
@@ -34,20 +36,26 @@ export interface Verdict {
   isDirty: boolean;
 }
 
+/** What a crash left, and what may be left. */
+export interface CrashCase {
+  variant: ImageVariant;
+  files: CrashedFiles;
+  worlds: readonly World[];
+  /** What the disk held when its bitmaps were made. */
+  initial: Buffer;
+}
+
 /** Judges the files with our own reader and check. The bytes are not changed. */
-export function judgeCrash(
-  variant: ImageVariant,
-  files: CrashedFiles,
-  worlds: readonly World[],
-): Verdict {
+export function judgeCrash({ variant, files, worlds, initial }: CrashCase): Verdict {
   try {
     const image = openForReading(variant, memoryDevices(files));
     const content = readContent(image);
-    const problem = contentProblem(content, worlds);
+    const problem = contentProblem(content, worlds) ?? bitmapProblem(image, content.disk, initial);
     const { isDirty } = image.header;
-    // Counts of dirty images are not to be trusted, and are made anew by whoever writes to them.
-    if (problem !== undefined || isDirty) return { problem, leaks: 0, isDirty };
-    return { ...judgeCheck(checkWith(image)), isDirty };
+    if (problem !== undefined) return { problem, leaks: 0, isDirty };
+    // Counts of dirty images are not to be trusted, and are made anew before anything is written.
+    if (isDirty) return { ...judgeRepaired({ variant, files, worlds, initial }), isDirty };
+    return { ...judgeCheck(image, Infinity), isDirty };
   } catch (error) {
     return { problem: `it cannot be read: ${String(error)}`, leaks: 0, isDirty: false };
   }
@@ -64,26 +72,51 @@ export function readContent(image: Qcow2Image): ReadContent {
   };
 }
 
-function checkWith(image: Qcow2Image): { result: CheckResult; messages: string[] } {
+/** Repairs a copy of the files, after which nothing may be wrong or wasted. */
+function judgeRepaired({ variant, files, worlds }: CrashCase): Omit<Verdict, 'isDirty'> {
+  const devices: VariantDevices<HostFile> = {};
+  for (const [role, bytes] of Object.entries(files)) {
+    devices[role as FileRole] = new GrowableMemoryDevice(bytes);
+  }
+  repairImage(openForWriting(variant, devices), { fix: 'all' });
+  const repaired = openForReading(variant, devices);
+  const verdict = judgeCheck(repaired, 0);
+  let problem = contentProblem(readContent(repaired), worlds) ?? verdict.problem;
+  if (repaired.header.isDirty) problem ??= 'it is still dirty';
+  return { ...verdict, problem: problem && `after its repair: ${problem}` };
+}
+
+function judgeCheck(image: Qcow2Image, allowedLeaks: number): Omit<Verdict, 'isDirty'> {
   const messages: string[] = [];
   const onProblem = ({ message }: { message: string }): void => {
     if (messages.length < 10) messages.push(message);
   };
-  return { result: checkImage(image, { onProblem }), messages };
-}
-
-function judgeCheck({
-  result,
-  messages,
-}: {
-  result: CheckResult;
-  messages: string[];
-}): Omit<Verdict, 'isDirty'> {
+  const result = checkImage(image, { onProblem });
   const { corruptions = 0, leaks = 0, 'check-errors': errors } = result;
   const counts = `${corruptions} corruptions, ${leaks} leaks, ${errors} errors`;
-  const isBad = corruptions > 0 || errors > 0;
+  const isBad = corruptions > 0 || errors > 0 || leaks > allowedLeaks;
   const problem = isBad ? `the check finds ${counts}:\n  ${messages.join('\n  ')}` : undefined;
   return { problem, leaks };
+}
+
+/** A change that a bitmap which is to be trusted does not know of. */
+function bitmapProblem(image: Qcow2Image, disk: Buffer, initial: Buffer): string | undefined {
+  if (!image.header.areBitmapsValid) return undefined;
+  for (const { name, isInconsistent, isEnabled } of image.bitmaps) {
+    if (isInconsistent || !isEnabled) continue;
+    let at = 0;
+    for (const { offset, length } of [
+      ...image.dirtyRanges(name),
+      { offset: Infinity, length: 0 },
+    ]) {
+      const end = Math.min(offset, disk.length, initial.length);
+      if (at < end && disk.compare(initial, at, end, at, end) !== 0) {
+        return `bitmap ${name} does not know that bytes ${at} to ${end} changed`;
+      }
+      at = offset + length;
+    }
+  }
+  return undefined;
 }
 
 /** What is read that no world allows. */

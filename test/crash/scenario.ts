@@ -31,8 +31,6 @@ export interface ScenarioOptions {
 
 /** Enough for metadata to be written, freed and used again. */
 export const DEFAULT_OPERATIONS = 40;
-/** Of dirty images QEMU judges so many times more, because only it repairs them. */
-const DIRTY_SHARE = 16;
 /** See {@link ScenarioOptions.tornPerOperation}. */
 export const DEFAULT_TORN = 3;
 
@@ -93,22 +91,21 @@ function judgeEverywhere(
   const { log, initial, history, variant, roles } = recording;
   const result: ScenarioResult = { points: 0, qemuPoints: 0, leaking: 0, problem: undefined };
   const states = new CrashStates(log, initial);
-  const asksQemu = (isDirty: boolean): boolean => {
-    if (askQemuEvery === 0) return false;
-    const every = isDirty ? Math.ceil(askQemuEvery / DIRTY_SHARE) : askQemuEvery;
-    return (result.points + seed * 97) % every === 0;
-  };
   const judge = (bytes: readonly Uint8Array[], state: string): boolean => {
     const files: CrashedFiles = {};
     roles.forEach((role, index) => {
       files[role] = bytes[index]!;
     });
     const worlds = history.worldsAt(states.position);
-    const own = judgeCrash(variant, files, worlds);
+    const own = judgeCrash({ variant, files, worlds, initial: history.initialDisk });
     let { problem } = own;
     result.points++;
     if (own.leaks > 0) result.leaking++;
-    if (problem === undefined && asksQemu(own.isDirty)) {
+    if (
+      problem === undefined &&
+      askQemuEvery > 0 &&
+      (result.points + seed * 97) % askQemuEvery === 0
+    ) {
       result.qemuPoints++;
       ({ problem } = judgeCrashWithQemu(directory, files, worlds));
     }

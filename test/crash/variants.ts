@@ -30,8 +30,10 @@ export const CRASH_VARIANTS: readonly ImageVariant[] = [
   imageVariant('32-bit refcounts', { ...SMALL, refcountBits: 32 }),
   imageVariant('64-bit refcounts, a refcount table that grows', {
     clusterSize: 512,
-    size: 3072 * KiB,
+    size: 2304 * KiB,
     refcountBits: 64,
+    // The first table reaches 2 MiB.
+    filled: 1980 * KiB,
   }),
   imageVariant('extended L2', EXTENDED),
   imageVariant('extended L2 with a backing file', {

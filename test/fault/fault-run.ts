@@ -178,7 +178,8 @@ class FaultRun {
     const files: CrashedFiles = {};
     for (const [role, file] of this.#files) files[role] = file.bytes;
     const worlds = this.#history.worldsAt(this.#log.length + 1);
-    const { problem } = judgeCrash(this.#scenario.variant, files, worlds);
+    const initial = this.#history.initialDisk;
+    const { problem } = judgeCrash({ variant: this.#scenario.variant, files, worlds, initial });
     return problem === undefined ? undefined : `${when}: ${problem}`;
   }
 

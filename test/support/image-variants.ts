@@ -19,6 +19,8 @@ export interface ImageVariant {
   compression: 'zlib' | 'zstd';
   dataFile: 'none' | 'plain' | 'raw';
   backing: { format: 'qcow2' | 'raw'; size: number } | undefined;
+  /** Bytes at the start of the disk that are written when it is made. */
+  filled: number;
   /** A persistent dirty bitmap that is enabled, and one that is not. */
   hasBitmaps: boolean;
 }
@@ -39,8 +41,9 @@ export interface VariantFiles {
   backingContent: Buffer | undefined;
 }
 
-/** The sequence number of what a backing file holds. */
+/** The sequence numbers of what a backing file holds, and of what an image holds at first. */
 const BACKING_SEQUENCE = 0x6261_7365;
+const FILL_SEQUENCE = 0x6669_6c6c;
 
 /** A variant that differs from a plain one in what is given. */
 export function imageVariant(
@@ -58,6 +61,7 @@ export function imageVariant(
     compression: 'zlib',
     dataFile: 'none',
     backing: undefined,
+    filled: 0,
     hasBitmaps: false,
     ...differences,
   };
@@ -81,8 +85,13 @@ export function variantTraits({ dataFile, refcountBits, version, hasBitmaps }: I
 }
 
 /** What the disk of a new image reads as. */
-export function initialContent({ size }: ImageVariant, { backingContent }: VariantFiles): Buffer {
-  return resized(backingContent ?? Buffer.alloc(0), size);
+export function initialContent(
+  { size, filled }: ImageVariant,
+  { backingContent }: VariantFiles,
+): Buffer {
+  const content = resized(backingContent ?? Buffer.alloc(0), size);
+  contentOfFill(filled).copy(content);
+  return content;
 }
 
 /** Has QEMU make an image and its other files in a directory, and reads them back. */
@@ -102,6 +111,7 @@ export function makeVariant(variant: ImageVariant, directory: string): VariantFi
     }
   }
   create(variant, directory);
+  if (variant.filled > 0) fill(variant, directory);
   const read = (name: string): Buffer => readFileSync(join(directory, name));
   const files: VariantFiles['files'] = { image: read(FILE_NAMES.image) };
   if (dataFile !== 'none') files.data = read(FILE_NAMES.data);
@@ -134,6 +144,18 @@ function create(variant: ImageVariant, directory: string): void {
     const bitmap = ['bitmap', '--add', ...flags, ...granularity, FILE_NAMES.image, name];
     run('qemu-img', bitmap, { cwd: directory });
   }
+}
+
+function fill({ filled }: ImageVariant, directory: string): void {
+  const data = join(directory, 'fill.bin');
+  writeFileSync(data, contentOfFill(filled));
+  const input = `write -q -s fill.bin 0 ${filled}\nquit\n`;
+  run('qemu-io', ['-f', 'qcow2', FILE_NAMES.image], { cwd: directory, input });
+  rmSync(data);
+}
+
+function contentOfFill(filled: number): Buffer {
+  return stampedData({ sequence: FILL_SEQUENCE, offset: 0, length: filled });
 }
 
 /** Stamped data with gaps of zeroes. */
