@@ -188,6 +188,11 @@ export class ImageWriter {
     this.#engine = undefined;
   }
 
+  /** Forgets everything that is not in the file. */
+  abandon(): void {
+    this.#engine = undefined;
+  }
+
   /**
    * Runs a change with the engine.
    * @throws {Qcow2Error} `CORRUPT` if the image is, which then is marked so; what `action` throws

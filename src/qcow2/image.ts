@@ -383,13 +383,30 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * written is brought to the file first, as {@link flush} does.
    *
    * @throws {Qcow2Error} `HOST` if the host refuses it; the image stays open then, so that nothing
-   * is lost and closing can be tried again
+   * is lost and closing can be tried again, or {@link abandon} can close it
    */
   override close(): void {
     this.#writer?.finish();
     this.file.close();
     this.dataFile?.device.close();
     this.backing?.close();
+  }
+
+  /**
+   * Closes the files without bringing to them what is only in memory: for an image that
+   * {@link close} cannot close, because its disk is broken or full. The image is as valid as after
+   * a crash; what was written since the last {@link flush} may be lost.
+   */
+  abandon(): void {
+    this.#writer?.abandon();
+    for (const device of [this.file, this.dataFile?.device, this.backing]) {
+      try {
+        if (device instanceof Qcow2Image) device.abandon();
+        else device?.close();
+      } catch {
+        // It is closed all the same, and that it failed is known.
+      }
+    }
   }
 
   #writable(): ImageWriter {

@@ -283,15 +283,24 @@ export class AsyncImage extends AsyncDevice {
    * worker thread; safe to call again.
    *
    * @throws {Qcow2Error} `HOST` if the host refuses; the image stays open then, so that nothing is
-   * lost and closing can be tried again
+   * lost and closing can be tried again, or {@link abandon} can close it
    */
   override close(): Promise<void> {
-    return (this.#closing ??= this.#close());
+    return (this.#closing ??= this.#close('close'));
   }
 
-  async #close(): Promise<void> {
+  /**
+   * Closes the image without bringing to its file what is only in memory: for one that
+   * {@link close} cannot close, because its disk is broken or full. The image is as valid as after
+   * a crash; what was written since the last {@link flush} may be lost.
+   */
+  abandon(): Promise<void> {
+    return (this.#closing ??= this.#close('abandon'));
+  }
+
+  async #close(call: 'close' | 'abandon'): Promise<void> {
     try {
-      await this.thread.call('close');
+      await this.thread.call(call);
     } catch (error) {
       this.#closing = undefined;
       throw error;

@@ -23,6 +23,7 @@ export function imageHandlers(image: Image): ImageHandlers {
   return {
     open: () => ({ format: image.format, path: image.path, readOnly: image.readOnly }),
     close: () => image.close(),
+    abandon: () => abandon(image),
     ...deviceHandlers(devices),
     ...informationHandlers(image),
     ...changeHandlers(image, devices),
@@ -158,6 +159,18 @@ function resize(image: Image, size: number, options: ResizeOptions): void {
     });
   }
   image.resize(size);
+}
+
+function abandon(image: Image): void {
+  if (image.format === 'qcow2') {
+    image.abandon();
+    return;
+  }
+  try {
+    image.close();
+  } catch {
+    // It is closed all the same.
+  }
 }
 
 /** The image, if it is one that can have something that a raw one cannot. */

@@ -70,6 +70,8 @@ export interface ImageCalls {
   closeDevice: { arguments: [device: DeviceHandle]; result: void };
   /** Flushes and closes the image; if that fails, it stays open. */
   close: { arguments: []; result: void };
+  /** Closes the image without flushing it. */
+  abandon: { arguments: []; result: void };
 }
 
 /** A call, as it is posted. */

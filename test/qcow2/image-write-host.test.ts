@@ -218,8 +218,14 @@ describePeers(['qemu-img', 'koffi'], 'an image file', () => {
     const growing = errorOf(() => image.write(Buffer.alloc(CLUSTER, 2), 20 * CLUSTER));
     expect([growing.code, growing.message.startsWith(told)]).toEqual(['TRUNCATED', true]);
     expect(errorOf(() => image.createSnapshot('s')).code).toBe('TRUNCATED');
-    // The file is closed all the same; its locks would stay otherwise.
     expect(closeError(image)?.code).toBe('TRUNCATED');
+    expect(closeError(image)?.code).toBe('TRUNCATED');
+    expect(errorOf(open).code).toBe('LOCKED');
+    image.abandon();
+    image.abandon();
+    image.close();
+    expect(errorOf(() => image.write(Buffer.alloc(1), 0)).code).toBe('CLOSED');
+    open().close();
     expect(readFileSync(path).equals(before)).toBe(true);
   });
 });

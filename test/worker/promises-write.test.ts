@@ -287,6 +287,20 @@ describePeers(['qemu-img', 'qemu-io', 'koffi'], 'an image opened for writing wit
     });
   });
 
+  it('is let go of without being flushed when it is abandoned', async () => {
+    const image = await openImage(path, WRITABLE);
+    await image.write(Buffer.alloc(MiB, 1), 0);
+    await image.flush();
+    await image.write(Buffer.alloc(MiB, 2), 2 * MiB);
+    await image.abandon();
+    await image.abandon();
+    await image.close();
+    await expect(image.flush()).rejects.toMatchObject({ code: 'CLOSED' });
+    qemuIo(path, ['read -P 1 0 1M', 'read -P 0 2M 1M']);
+    const { corruptions = 0 } = qemuImgJson('check', path) as Record<string, number>;
+    expect(corruptions).toBe(0);
+  });
+
   itPeers(['root'], 'stays open if closing fails, and is closed later', async () => {
     await onSmallDisk(async (folder) => {
       const l1Offset = readFileSync(path).readUIntBE(42, 6);
