@@ -5,6 +5,7 @@
 
 import type { BlockDevice } from '../../device/block-device.ts';
 import { Qcow2Error } from '../../errors.ts';
+import type { BitmapEntry } from '../../format/qcow2/bitmap-directory.ts';
 import { HeaderField } from '../../format/qcow2/header.ts';
 import type { Qcow2Header } from '../../format/qcow2/header.ts';
 import { checkBitmaps, readBitmaps } from './bitmaps.ts';
@@ -48,6 +49,10 @@ export interface CountedImage {
   stored: StoredRefcounts;
   mapping: MappingCheck;
   snapshots: SnapshotTable;
+  /** How much was wrong with the place of the snapshot table. */
+  snapshotTableErrors: number;
+  /** The bitmaps that can be trusted. */
+  bitmaps: readonly BitmapEntry[];
   /** L2 entries that a repair has to make zero clusters. */
   zeroed: ZeroedEntries;
   /** Whether the refcount blocks are so damaged that they have to be rebuilt. */
@@ -108,6 +113,7 @@ export function countReferences(
 
   references.add({ offset: 0, length: clusterSize });
   checkMapping({ image, mapping, snapshots, report });
+  const beforeSnapshotTable = report.corruptions;
   if (options.withoutSnapshotTable !== true) {
     references.add({
       offset: header.snapshotsOffset,
@@ -115,6 +121,7 @@ export function countReferences(
       hexOffset: () => hexHeaderField(image.file, HeaderField.SNAPSHOTS_OFFSET),
     });
   }
+  const snapshotTableErrors = report.corruptions - beforeSnapshotTable;
   if (options.withoutRefcounts !== true) {
     references.add({
       offset: header.refcountTableOffset,
@@ -127,7 +134,11 @@ export function countReferences(
   const { fix } = options;
   const needsRebuild =
     options.withoutRefcounts !== true && checkRefcountBlocks({ references, stored, report, fix });
-  return { header, references, stored, mapping, snapshots, zeroed, needsRebuild };
+  return {
+    ...{ header, references, stored, mapping, snapshots, zeroed, needsRebuild },
+    snapshotTableErrors,
+    bitmaps: bitmaps ?? [],
+  };
 }
 
 function checkCheckable(header: Qcow2Header, file: MetadataFile): void {

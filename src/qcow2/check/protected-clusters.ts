@@ -14,7 +14,8 @@ export class ProtectedClusters {
   readonly #clusterSize: number;
   readonly #owners = new Map<number, Set<string>>();
 
-  constructor({ header, stored, mapping, snapshots }: CountedImage) {
+  constructor(counted: CountedImage) {
+    const { header, stored, mapping, snapshots } = counted;
     this.#clusterSize = header.clusterSize;
     const { l1TableOffset, l1Size, clusterSize } = header;
     this.#own('header', 0, clusterSize);
@@ -37,6 +38,9 @@ export class ProtectedClusters {
     const { bitmaps } = header.extensions;
     if (bitmaps !== undefined && header.areBitmapsValid) {
       this.#own('bitmap directory', bitmaps.directoryOffset, bitmaps.directorySize);
+      for (const { tableOffset, tableSize } of counted.bitmaps) {
+        this.#own('table of a bitmap', tableOffset, tableSize * 8);
+      }
     }
   }
 
@@ -63,7 +67,8 @@ export class ProtectedClusters {
   }
 
   #own(owner: string, offset: number, length: number): void {
-    if (length === 0) return;
+    // Nothing is written that far, and numbers do not count clusters there.
+    if (length === 0 || offset > Number.MAX_SAFE_INTEGER) return;
     const last = Math.floor((offset + length - 1) / this.#clusterSize);
     for (let cluster = Math.floor(offset / this.#clusterSize); cluster <= last; cluster++) {
       const owners = this.#owners.get(cluster);

@@ -73,6 +73,8 @@ export function planRebuild(
 function avoidOldStructures(free: FreeClusters, { header, stored, snapshots }: CountedImage): void {
   const { clusterSize, refcountTableOffset, snapshotsOffset } = header;
   const avoid = (offset: number, length: number): void => {
+    // Nothing is laid out that far, and numbers do not count clusters there.
+    if (offset > Number.MAX_SAFE_INTEGER) return;
     free.avoid(Math.floor(offset / clusterSize), Math.floor((offset + length - 1) / clusterSize));
   };
   avoid(refcountTableOffset, Math.max(1, stored.tableSize * 8));

@@ -119,9 +119,17 @@ function planRepair(image: RepairedImage, { fix }: RepairOptions, report: CheckR
   const flags: TableWrite[] = [];
   const { corruptions, leaks, checkErrors } = report;
   const repairsFlags = fix === 'all' || corruptions + leaks + checkErrors === 0;
+  const isRebuilt = typeof refcounts === 'object';
   const repairedCounts: RefcountSource = {
-    get: (cluster) => BigInt(counts.get(cluster)),
-    isOne: (cluster) => counts.get(cluster) === 1,
+    // What is stored for clusters past the end of the file stays, unless all of it is new.
+    get: (cluster) =>
+      isRebuilt || cluster < counts.clusterCount
+        ? BigInt(counts.get(cluster))
+        : stored.get(cluster),
+    isOne: (cluster) =>
+      isRebuilt || cluster < counts.clusterCount
+        ? counts.get(cluster) === 1
+        : stored.isOne(cluster),
   };
   checkCopiedFlags({
     ...{ header, mapping, report },
@@ -146,7 +154,9 @@ function planRefcountRebuild(
 ): Rebuild {
   const { rebuild, left } = planRebuild(image, counted);
   if (needsRebuild) {
-    report.corruptionsFixed += Math.max(0, report.corruptions - left.corruptions);
+    // Where the old snapshot table was does not matter any more, but is nothing that was repaired.
+    const repaired = report.corruptions - counted.snapshotTableErrors - left.corruptions;
+    report.corruptionsFixed += Math.max(0, repaired);
     report.leaksFixed += report.leaks;
   }
   report.resetTo(left);
