@@ -16,6 +16,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<CommandModule>>> = {
   info: () => import('./commands/info.ts'),
   map: () => import('./commands/map.ts'),
   resize: () => import('./commands/resize.ts'),
+  snapshot: () => import('./commands/snapshot.ts'),
   mount: () => import('./commands/mount.ts'),
   unmount: () => import('./commands/unmount.ts'),
   mounts: () => import('./commands/mounts.ts'),

@@ -56,8 +56,13 @@ export function snapshotLines(snapshots: readonly SnapshotDocument[], size: Size
 
 function snapshotRow(cells: readonly [string, string, string, string, string, string]): string {
   const [id, tag, size, date, vmClock, icount] = cells;
-  const left = `${id.padEnd(9)} ${tag.padEnd(16)} ${size.padStart(8)}`;
+  const left = `${padBytes(id, 9)} ${padBytes(tag, 16)} ${size.padStart(8)}`;
   return `${left}${date.padStart(20)}${vmClock.padStart(13)}${icount.padStart(11)}`;
+}
+
+/** As C's `%-16s`, which counts bytes. */
+function padBytes(text: string, width: number): string {
+  return text + ' '.repeat(Math.max(0, width - Buffer.byteLength(text)));
 }
 
 function localTime(seconds: number): string {

@@ -277,7 +277,8 @@ function newRow(engine: WriteEngine, rows: readonly SnapshotRow[], name: string)
     vmClockNanoseconds: 0n,
     vmStateSize: 0,
     diskSize: header.size,
-    icount: undefined,
+    // What qemu-img writes, though nobody counted.
+    icount: 0n,
     unknownExtra: new Uint8Array(0),
     offset: 0,
     length: 0,
