@@ -36,4 +36,5 @@ export type { PassDiscard } from './qcow2/allocator.ts';
 export type { BitmapInfo, DirtyRange } from './qcow2/bitmaps.ts';
 export { Qcow2Image, readHeader } from './qcow2/image.ts';
 export type { CacheOptions, Qcow2ImageParts, ResizeOptions } from './qcow2/image.ts';
+export type { PreallocationMode } from './qcow2/preallocation.ts';
 export { Qcow2Snapshot } from './qcow2/snapshots.ts';

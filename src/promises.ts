@@ -13,3 +13,4 @@ export type { CommitOptions } from './operations/commit.ts';
 export type { PassDiscard } from './qcow2/allocator.ts';
 export type { BitmapInfo, DirtyRange } from './qcow2/bitmaps.ts';
 export type { CacheOptions, ResizeOptions } from './qcow2/image.ts';
+export type { PreallocationMode } from './qcow2/preallocation.ts';

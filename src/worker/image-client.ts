@@ -8,6 +8,7 @@ import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import type { CommitOptions } from '../operations/commit.ts';
 import type { BitmapInfo, DirtyRange } from '../qcow2/bitmaps.ts';
 import type { ResizeOptions } from '../qcow2/image.ts';
+import type { PreallocationMode } from '../qcow2/preallocation.ts';
 import type { DeviceHandle, ImageSummary } from './image-protocol.ts';
 import { ImageThread, isShared } from './image-thread.ts';
 
@@ -191,6 +192,17 @@ export class AsyncImage extends AsyncDevice {
    */
   async resize(size: number, options: ResizeOptions = {}): Promise<void> {
     await this.thread.call('resize', size, options);
+  }
+
+  /**
+   * Gives each cluster of a range its space before anything is written to it. Clusters that have
+   * some keep it.
+   *
+   * @param offset of a range that reads as zeroes where it has no space
+   * @throws {Qcow2Error} as {@link write}; `UNSUPPORTED` for a raw image
+   */
+  async preallocate(offset: number, length: number, mode: PreallocationMode): Promise<void> {
+    await this.thread.call('preallocate', offset, length, mode);
   }
 
   /**

@@ -124,6 +124,7 @@ function changeHandlers(
 ): HandlersOf<
   | 'writeCompressed'
   | 'resize'
+  | 'preallocate'
   | 'createSnapshot'
   | 'applySnapshot'
   | 'deleteSnapshot'
@@ -134,6 +135,8 @@ function changeHandlers(
     writeCompressed: (source, offset) =>
       qcow2(image, 'compressed clusters').writeCompressed(source, offset),
     resize: (size, options) => resize(image, size, options),
+    preallocate: (offset, length, mode) =>
+      qcow2(image, 'clusters to give space to').preallocate(offset, length, mode),
     createSnapshot: (name) => qcow2(image, 'snapshots').createSnapshot(name),
     applySnapshot: (idOrName) => qcow2(image, 'snapshots', 'NOT_FOUND').applySnapshot(idOrName),
     deleteSnapshot: (idOrName) => {

@@ -8,6 +8,7 @@ import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import type { CommitOptions } from '../operations/commit.ts';
 import type { BitmapInfo, DirtyRange } from '../qcow2/bitmaps.ts';
 import type { ResizeOptions } from '../qcow2/image.ts';
+import type { PreallocationMode } from '../qcow2/preallocation.ts';
 import type { WireError } from './wire-error.ts';
 
 /** What the worker is started with. */
@@ -54,6 +55,10 @@ export interface ImageCalls {
   };
   writeCompressed: { arguments: [source: Uint8Array, offset: number]; result: void };
   resize: { arguments: [size: number, options: ResizeOptions]; result: void };
+  preallocate: {
+    arguments: [offset: number, length: number, mode: PreallocationMode];
+    result: void;
+  };
   createSnapshot: { arguments: [name: string]; result: SnapshotRow };
   applySnapshot: { arguments: [idOrName: string]; result: void };
   deleteSnapshot: { arguments: [idOrName: string]; result: void };

@@ -135,6 +135,9 @@ describePeers(['qemu-img', 'qemu-io', 'koffi'], 'an image opened for writing wit
     expect(snapshot).toMatchObject({ id: '1', name: 'small', diskSize: 4 * MiB });
     await image.resize(8 * MiB);
     expect(image.size).toBe(8 * MiB);
+    await image.preallocate(4 * MiB, 4 * MiB, 'metadata');
+    const [, end] = await image.extents(0, image.size);
+    expect(end).toMatchObject({ offset: 4 * MiB, length: 4 * MiB, kind: 'data' });
     await expect(image.resize(MiB)).rejects.toMatchObject({ code: 'INVALID_OPTION' });
     expect(image.size).toBe(8 * MiB);
     await image.applySnapshot('1');
