@@ -8,14 +8,14 @@
  * A complaint names the scenario's own seed, with which it can be run again.
  */
 
-import { expect, it } from 'vitest';
+import { afterAll, expect, it } from 'vitest';
 import { CrashStates } from '../support/crash-states.ts';
 import { describePeers } from '../support/peers.ts';
 import { Random } from '../support/random.ts';
 import { sharedTemporaryDirectory } from '../support/temp.ts';
 import { makeVariant } from '../support/image-variants.ts';
 import { judgeCrash } from './judge.ts';
-import { recordRandom } from './recording.ts';
+import { newImage, recordRandom } from './recording.ts';
 import { runScenario, SEEDS_A_ROUND } from './scenario.ts';
 import { CRASH_VARIANTS } from './variants.ts';
 
@@ -28,7 +28,14 @@ const directory = sharedTemporaryDirectory();
 /** QEMU takes a hundred times as long as our own check. */
 const ASK_QEMU_EVERY = 400;
 
+let points = 0;
+let qemuPoints = 0;
+
 describePeers(['qemu-img'], 'power cuts', () => {
+  afterAll(() => {
+    process.stdout.write(`${points} crash points, ${qemuPoints} of them judged by QEMU too\n`);
+  });
+
   for (const [index, { name }] of CRASH_VARIANTS.entries()) {
     for (const start of [FIXED_SEED, SEED]) {
       it(
@@ -38,6 +45,8 @@ describePeers(['qemu-img'], 'power cuts', () => {
           for (let round = 0; round < ROUNDS; round++) {
             const seed = (start + round) * SEEDS_A_ROUND + index;
             const result = runScenario({ seed, askQemuEvery: ASK_QEMU_EVERY, directory });
+            points += result.points;
+            qemuPoints += result.qemuPoints;
             expect(result.problem).toBeUndefined();
             expect(result.points).toBeGreaterThan(20);
           }
@@ -48,11 +57,11 @@ describePeers(['qemu-img'], 'power cuts', () => {
 
   it('are found to do damage where nothing waits for flushes', () => {
     const variant = CRASH_VARIANTS.find(({ name }) => name.includes('512'))!;
-    const files = makeVariant(variant, directory);
+    const start = newImage(variant, makeVariant(variant, directory));
     let damaged = 0;
     for (let seed = 0; seed < 5; seed++) {
       const random = new Random(seed);
-      const { log, initial, history } = recordRandom(variant, files, { random, count: 30 });
+      const { log, initial, history } = recordRandom(start, { random, count: 30 });
       const unordered = new CrashStates(
         log.filter(({ operation }) => operation.kind !== 'flush'),
         initial,

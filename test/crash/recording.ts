@@ -1,10 +1,11 @@
 /** Writes to an image of some variant, and records what the guest did and what the host was asked. */
 
 import { DiskModel } from '../support/disk-model.ts';
+import type { Holdings } from '../support/disk-model.ts';
 import { DiskSession } from '../support/disk-session.ts';
 import { initialContent } from '../support/image-variants.ts';
 import type { FileRole, ImageVariant, VariantFiles } from '../support/image-variants.ts';
-import { openForWriting } from '../support/open-variant.ts';
+import { memoryDevices, openForReading, openForWriting, readAll } from '../support/open-variant.ts';
 import type { VariantDevices } from '../support/open-variant.ts';
 import type { Random } from '../support/random.ts';
 import { RandomOperations, WEIGHTS } from '../support/random-operations.ts';
@@ -12,6 +13,8 @@ import { RecordingFile } from '../support/recording-file.ts';
 import type { LoggedOperation } from '../support/recording-file.ts';
 import type { HostFile } from '../../src/device/block-device.ts';
 import { GuestHistory } from './guest-history.ts';
+import { readContent } from './judge.ts';
+import type { CrashedFiles } from './judge.ts';
 
 /** What was done to an image, from both sides. */
 export interface Recording {
@@ -24,23 +27,41 @@ export interface Recording {
   history: GuestHistory;
 }
 
-/** Does `count` random operations to a new image. */
+/** Files to write to, and what is in them. */
+export interface StartingPoint {
+  variant: ImageVariant;
+  files: CrashedFiles;
+  holdings: Holdings;
+}
+
+/** A new image. */
+export function newImage(variant: ImageVariant, made: VariantFiles): StartingPoint {
+  const disk = initialContent(variant, made);
+  const holdings = { disk, snapshots: [], backing: made.backingContent };
+  return { variant, files: made.files, holdings };
+}
+
+/** What a crash left, whatever it holds. */
+export function crashedImage(variant: ImageVariant, files: CrashedFiles): StartingPoint {
+  const image = openForReading(variant, memoryDevices(files));
+  const backing = image.backing === undefined ? undefined : readAll(image.backing);
+  return { variant, files, holdings: { ...readContent(image), backing } };
+}
+
+/** Does `count` random operations to an image, and closes it. */
 export function recordRandom(
-  variant: ImageVariant,
-  made: VariantFiles,
+  { variant, files, holdings }: StartingPoint,
   { random, count }: { random: Random; count: number },
 ): Recording {
-  const roles = Object.keys(made.files) as FileRole[];
-  const initial = roles.map((role) => made.files[role]!);
+  const roles = Object.keys(files) as FileRole[];
+  const initial = roles.map((role) => files[role]!);
   const log: LoggedOperation[] = [];
   const devices: VariantDevices<HostFile> = {};
   roles.forEach((role, index) => {
     devices[role] = new RecordingFile(initial[index]!, log, index);
   });
-  const disk = initialContent(variant, made);
-  const { version, clusterSize } = variant;
-  const model = new DiskModel({ disk, version, clusterSize, backing: made.backingContent });
-  const history = new GuestHistory(model.holdings);
+  const model = new DiskModel({ ...variant, ...holdings });
+  const history = new GuestHistory(holdings);
   const session = new DiskSession(model, () => openForWriting(variant, devices));
   const operations = new RandomOperations(variant, random, random.pick(WEIGHTS));
   for (let index = 0; index < count; index++) {

@@ -3,12 +3,12 @@
 import { CrashStates } from '../support/crash-states.ts';
 import { describeOperation } from '../support/guest-operations.ts';
 import { makeVariant } from '../support/image-variants.ts';
-import type { ImageVariant, VariantFiles } from '../support/image-variants.ts';
+import type { FileRole, ImageVariant, VariantFiles } from '../support/image-variants.ts';
 import { Random } from '../support/random.ts';
 import { judgeCrashWithQemu } from './judge-qemu.ts';
 import { judgeCrash } from './judge.ts';
 import type { CrashedFiles } from './judge.ts';
-import { recordRandom } from './recording.ts';
+import { crashedImage, newImage, recordRandom } from './recording.ts';
 import type { Recording } from './recording.ts';
 import { CRASH_VARIANTS, randomVariant } from './variants.ts';
 
@@ -51,21 +51,44 @@ export const SEEDS_A_ROUND = 2 * CRASH_VARIANTS.length;
 /** QEMU makes each variant once. */
 const made = new Map<string, VariantFiles>();
 
-/** Records a scenario and judges crashes everywhere in it, until one is bad. */
+/**
+ * Records a scenario and judges crashes everywhere in it, until one is bad. Half of them go on from
+ * what one of the crashes left.
+ */
 export function runScenario(options: ScenarioOptions): ScenarioResult {
   const { seed, operations = DEFAULT_OPERATIONS, directory } = options;
   const random = new Random(seed);
   const variant = variantFor(seed, random);
-  let recording: Recording;
+  const result: ScenarioResult = { points: 0, qemuPoints: 0, leaking: 0, problem: undefined };
   try {
-    const files = filesOf(variant, directory);
-    recording = recordRandom(variant, files, { random, count: operations });
+    let start = newImage(variant, filesOf(variant, directory));
+    const bitmapStart = start.holdings.disk;
+    let count = operations;
+    do {
+      const recording = recordRandom(start, { random, count });
+      judgeEverywhere({ recording, random, result, bitmapStart }, options);
+      start = crashedImage(variant, randomCrash(recording, random));
+      count = Math.ceil(count / 2);
+    } while (result.problem === undefined && random.oneIn(2));
   } catch (error) {
     const stack = error instanceof Error ? error.stack : String(error);
-    const problem = `seed ${seed}, ${variant.name}: ${stack}\n${JSON.stringify(variant)}`;
-    return { points: 0, qemuPoints: 0, leaking: 0, problem };
+    result.problem = `seed ${seed}, ${variant.name}: ${stack}\n${JSON.stringify(variant)}`;
   }
-  return judgeEverywhere(recording, options, random);
+  return result;
+}
+
+function randomCrash({ log, initial, roles }: Recording, random: Random): CrashedFiles {
+  const states = new CrashStates(log, initial);
+  states.advanceTo(random.below(log.length + 1));
+  return filesByRole(roles, states.torn(random));
+}
+
+function filesByRole(roles: readonly FileRole[], bytes: readonly Uint8Array[]): CrashedFiles {
+  const files: CrashedFiles = {};
+  roles.forEach((role, index) => {
+    files[role] = bytes[index]!;
+  });
+  return files;
 }
 
 /** The known variants in turn, and a random one after each round. */
@@ -83,21 +106,26 @@ function filesOf(variant: ImageVariant, directory: string): VariantFiles {
   return files;
 }
 
+/** One recording that is judged. */
+interface Judgement {
+  recording: Recording;
+  random: Random;
+  /** What came of it is added to this. */
+  result: ScenarioResult;
+  /** What the disk held when its bitmaps were made. */
+  bitmapStart: Buffer;
+}
+
 function judgeEverywhere(
-  recording: Recording,
+  { recording, random, result, bitmapStart }: Judgement,
   { seed, tornPerOperation = DEFAULT_TORN, askQemuEvery, directory }: ScenarioOptions,
-  random: Random,
-): ScenarioResult {
+): void {
   const { log, initial, history, variant, roles } = recording;
-  const result: ScenarioResult = { points: 0, qemuPoints: 0, leaking: 0, problem: undefined };
   const states = new CrashStates(log, initial);
   const judge = (bytes: readonly Uint8Array[], state: string): boolean => {
-    const files: CrashedFiles = {};
-    roles.forEach((role, index) => {
-      files[role] = bytes[index]!;
-    });
+    const files = filesByRole(roles, bytes);
     const worlds = history.worldsAt(states.position);
-    const own = judgeCrash({ variant, files, worlds, initial: history.initialDisk });
+    const own = judgeCrash({ variant, files, worlds, initial: bitmapStart });
     let { problem } = own;
     result.points++;
     if (own.leaks > 0) result.leaking++;
@@ -120,14 +148,13 @@ function judgeEverywhere(
   };
   for (let position = 1; position <= log.length; position++) {
     states.advanceTo(position);
-    if (!judge(states.complete(), 'all that was done')) return result;
+    if (!judge(states.complete(), 'all that was done')) return;
     // Of few operations there are few choices.
     const choices = Math.min(tornPerOperation, 2 * states.unflushedCount);
     for (let choice = 0; choice < choices; choice++) {
-      if (!judge(states.torn(random), `random state ${choice}`)) return result;
+      if (!judge(states.torn(random), `random state ${choice}`)) return;
     }
   }
-  return result;
 }
 
 function describeProblem(

@@ -6,7 +6,7 @@
  */
 
 import { expect, it } from 'vitest';
-import { recordRandom } from '../crash/recording.ts';
+import { newImage, recordRandom } from '../crash/recording.ts';
 import { CRASH_VARIANTS } from '../crash/variants.ts';
 import type { Fault, FaultKind, FaultTarget } from '../support/fault-file.ts';
 import { makeVariant } from '../support/image-variants.ts';
@@ -42,7 +42,7 @@ function scenarioOf(large: ImageVariant, seed: number): FaultScenario {
   };
   const made = makeVariant(variant, directory);
   const random = new Random(seed);
-  const { history } = recordRandom(variant, made, { random, count: OPERATIONS });
+  const { history } = recordRandom(newImage(variant, made), { random, count: OPERATIONS });
   const operations = history.entries.map(({ operation }) => operation);
   if (variant.filled === 0) return { variant, made, operations };
   // What is full already has to grow.

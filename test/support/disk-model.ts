@@ -25,6 +25,7 @@ export interface ModelOptions {
   disk: Buffer;
   clusterSize: number;
   version: 2 | 3;
+  snapshots?: readonly ModelSnapshot[];
   /** What the backing file holds, where there is one. */
   backing?: Buffer | undefined;
 }
@@ -32,14 +33,15 @@ export interface ModelOptions {
 /** The content of a disk and its snapshots. Buffers that were handed out are never changed. */
 export class DiskModel {
   disk: Buffer;
-  snapshots: readonly ModelSnapshot[] = [];
+  snapshots: readonly ModelSnapshot[];
   /** What the backing file holds, where there is one. */
   backing: Buffer | undefined;
   readonly #clusterSize: number;
   readonly #version: 2 | 3;
 
-  constructor({ disk, clusterSize, version, backing }: ModelOptions) {
+  constructor({ disk, snapshots = [], clusterSize, version, backing }: ModelOptions) {
     this.disk = disk;
+    this.snapshots = snapshots;
     this.backing = backing;
     this.#clusterSize = clusterSize;
     this.#version = version;

@@ -69,8 +69,12 @@ export class DiskSession {
   }
 }
 
-/** What images may refuse: compressed writes, and more sharing than their counts can hold. */
+/**
+ * What images may refuse: compressed writes, more sharing than their counts can hold, and another
+ * size while a bitmap is inconsistent, as a crash leaves it.
+ */
 function isRefusal({ kind }: GuestOperation, error: unknown): boolean {
-  const mayBe = kind === 'compress' || kind === 'snapshot' || kind === 'apply';
-  return mayBe && error instanceof Qcow2Error && error.code === 'UNSUPPORTED';
+  if (!(error instanceof Qcow2Error) || error.code !== 'UNSUPPORTED') return false;
+  if (kind === 'resize') return error.problem.includes('it is inconsistent');
+  return kind === 'compress' || kind === 'snapshot' || kind === 'apply';
 }

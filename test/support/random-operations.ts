@@ -1,7 +1,7 @@
 /** Random operations on an image, one after the other, by what the image holds by then. */
 
 import { alignDown } from '../../src/util/bytes.ts';
-import type { DiskModel } from './disk-model.ts';
+import type { DiskModel, ModelSnapshot } from './disk-model.ts';
 import type { GuestOperation } from './guest-operations.ts';
 import { variantTraits } from './image-variants.ts';
 import type { ImageVariant } from './image-variants.ts';
@@ -79,7 +79,7 @@ export class RandomOperations {
         return { kind };
       case 'snapshot':
         if (snapshots.length >= traits.maxSnapshots) return undefined;
-        return { kind, name: `s${this.#snapshots++}` };
+        return { kind, name: this.#newName(snapshots) };
       case 'apply':
         if (snapshots.length === 0 || !traits.canApplySnapshots) return undefined;
         return { kind, name: random.pick(snapshots).name };
@@ -91,6 +91,13 @@ export class RandomOperations {
       case 'commit':
         // What snapshots read as would change with their backing file.
         return model.backing === undefined || snapshots.length > 0 ? undefined : { kind };
+    }
+  }
+
+  #newName(taken: readonly ModelSnapshot[]): string {
+    for (;;) {
+      const name = `s${this.#snapshots++}`;
+      if (!taken.some((snapshot) => snapshot.name === name)) return name;
     }
   }
 
