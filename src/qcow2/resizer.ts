@@ -154,6 +154,7 @@ function dropFrom(engine: WriteEngine, offset: number, changes: HeaderChanges): 
     });
     allocator.free({ offset: tableOffset, count: 1 });
     tables.drop(tableOffset, clusterSize);
+    if (committer.isDue) committer.flush();
   }
   committer.flush();
 }

@@ -96,9 +96,10 @@ export class ZeroWriter {
     for (let guest = first; guest < last;) {
       // A whole table that is not there is passed over at once.
       const isThere = editor.locate(Math.floor(guest / tableBytes)).offset !== 0;
-      const step = isThere || this.#isBacked(guest) ? sliceBytes : tableBytes;
+      const isEmpty = !isThere && !this.#isBacked(guest);
+      const step = isEmpty ? tableBytes : sliceBytes;
       const end = Math.min(last, guest - (guest % step) + step);
-      if (step === sliceBytes) change(guest, end - guest);
+      if (!isEmpty) change(guest, end - guest);
       guest = end;
       if (committer.isDue) committer.flush();
     }
