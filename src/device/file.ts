@@ -102,7 +102,8 @@ export class FileDevice implements HostFile {
     while (done < length) {
       let count: number;
       try {
-        count = readSync(fd, target, done, length - done, offset + done);
+        const wanted = Math.min(length - done, MAX_TRANSFER_BYTES);
+        count = readSync(fd, target, done, wanted, offset + done);
       } catch (error) {
         throw hostError(`cannot read ${length} bytes at offset ${offset}`, this.path, error);
       }
