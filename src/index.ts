@@ -30,6 +30,14 @@ export { readPartitionTable } from './format/partition/index.ts';
 export type { Partition, PartitionTable } from './format/partition/index.ts';
 export type { Qcow2Header } from './format/qcow2/header.ts';
 export type { SnapshotRow } from './format/qcow2/snapshot-table.ts';
+export { checkImage, openForCheck, openForRepair, repairImage } from './operations/check.ts';
+export type {
+  CheckOptions,
+  CheckProblem,
+  CheckResult,
+  ProblemListener,
+  RepairOptions,
+} from './operations/check.ts';
 export { commitImage } from './operations/commit.ts';
 export type { CommitOptions } from './operations/commit.ts';
 export type { PassDiscard } from './qcow2/allocator.ts';

@@ -50,6 +50,7 @@ export interface CheckResult {
   'allocated-clusters'?: number;
   /** Path of the image. */
   filename: string;
+  /** Format of the image. */
   format: 'qcow2';
   /** Allocated clusters that are not stored after the one before. */
   'fragmented-clusters'?: number;
