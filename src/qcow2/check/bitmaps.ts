@@ -11,6 +11,7 @@ import type { Qcow2Header } from '../../format/qcow2/header.ts';
 import { entryOffset } from '../../format/qcow2/l2-entry.ts';
 import { MAX_BITMAP_DATA_BYTES } from '../../limits.ts';
 import { alignUp, readU16, readU32 } from '../../util/bytes.ts';
+import type { BitmapRepairs } from './bitmap-repairs.ts';
 import type { CheckedImage } from './check-metadata.ts';
 import { bringNear } from './far-offsets.ts';
 import { tableBuffer } from './metadata-file.ts';
@@ -32,6 +33,8 @@ export interface BitmapCheck {
   bitmaps: readonly CheckedBitmap[];
   file: MetadataFile;
   references: References;
+  /** Is told what to repair; without it, nothing is. */
+  repairs?: BitmapRepairs | undefined;
 }
 
 /**
@@ -67,43 +70,63 @@ export function readBitmaps({ header, file }: CheckedImage): CheckedBitmap[] {
  * Counts the bitmap directory, the bitmap tables and the clusters of the bitmaps.
  * @throws {Qcow2Error} `CORRUPT`, `TOO_LARGE` or `UNSUPPORTED`, naming the bitmap
  */
-export function checkBitmaps({ header, bitmaps, file, references }: BitmapCheck): void {
+export function checkBitmaps(check: BitmapCheck): void {
+  const { header, bitmaps, references, repairs } = check;
   const extension = header.extensions.bitmaps;
   if (extension === undefined) return;
   references.add({ offset: extension.directoryOffset, length: extension.directorySize });
-  for (const { bitmap, weight } of distinctTables(header, bitmaps)) {
-    const { tableOffset, tableSize } = bitmap;
-    const hexOffset = (): string => bitmap.hexTableOffset;
-    references.add({ offset: tableOffset, length: tableSize * 8, hexOffset }, weight);
-    const structure = `table of bitmap '${bitmap.name}'`;
-    const present = Math.max(0, Math.min(tableSize * 8, file.size - tableOffset));
-    const words = file.readWords(tableBuffer(present - (present % 8)), tableOffset, structure);
-    for (let at = 0; at < words.length; at += 2) {
-      const high = words[at]!;
-      const low = words[at + 1]!;
-      const offset = entryOffset(high, low);
-      const hasReserved = (high & 0xff00_0000) !== 0 || (low & 0x1fe) !== 0;
-      const isWrong = offset !== 0 && ((low & 1) !== 0 || offset % header.clusterSize !== 0);
-      if (hasReserved || isWrong) {
-        throw new Qcow2Error('CORRUPT', `entry ${at / 2} cannot be one of a bitmap table`, {
-          structure,
-          offset: tableOffset + at * 4,
-        });
-      }
-      if (offset !== 0) references.add({ offset, length: header.clusterSize }, weight);
+  for (const sharing of bitmapsByTable(header, bitmaps)) {
+    const { tableOffset, tableSize, hexTableOffset } = sharing[0]!;
+    const table = { offset: tableOffset, length: tableSize * 8, hexOffset: () => hexTableOffset };
+    if (repairs !== undefined && !references.reaches(table)) {
+      for (const bitmap of sharing) repairs.dropTable(bitmap);
+      continue;
+    }
+    references.add(table, sharing.length);
+    checkTable(sharing, check);
+  }
+}
+
+/** Counts the clusters of the bitmaps that share a table. */
+function checkTable(
+  sharing: readonly CheckedBitmap[],
+  { header: { clusterSize }, file, references, repairs }: BitmapCheck,
+): void {
+  const { name, tableOffset, tableSize } = sharing[0]!;
+  const structure = `table of bitmap '${name}'`;
+  const present = Math.max(0, Math.min(tableSize * 8, file.size - tableOffset));
+  const words = file.readWords(tableBuffer(present - (present % 8)), tableOffset, structure);
+  for (let at = 0; at < words.length; at += 2) {
+    const high = words[at]!;
+    const low = words[at + 1]!;
+    const offset = entryOffset(high, low);
+    const hasReserved = (high & 0xff00_0000) !== 0 || (low & 0x1fe) !== 0;
+    const isWrong = offset !== 0 && ((low & 1) !== 0 || offset % clusterSize !== 0);
+    if (hasReserved || isWrong) {
+      throw new Qcow2Error('CORRUPT', `entry ${at / 2} cannot be one of a bitmap table`, {
+        structure,
+        offset: tableOffset + at * 4,
+      });
+    }
+    if (offset === 0) continue;
+    const cluster = { offset, length: clusterSize };
+    if (repairs !== undefined && !references.reaches(cluster)) {
+      repairs.dropCluster(sharing, tableOffset + at * 4);
+    } else {
+      references.add(cluster, sharing.length);
     }
   }
 }
 
-/** The bitmaps, one for each table, with how many share it. */
-function distinctTables(header: Qcow2Header, bitmaps: readonly CheckedBitmap[]) {
-  const tables = new Map<string, { bitmap: CheckedBitmap; weight: number }>();
+/** The bitmaps, those together that share a table. */
+function bitmapsByTable(header: Qcow2Header, bitmaps: readonly CheckedBitmap[]) {
+  const tables = new Map<string, CheckedBitmap[]>();
   for (const bitmap of bitmaps) {
     checkShape(header, bitmap);
     const key = `${bitmap.hexTableOffset}:${bitmap.tableSize}`;
-    const table = tables.get(key);
-    if (table === undefined) tables.set(key, { bitmap, weight: 1 });
-    else table.weight++;
+    const sharing = tables.get(key);
+    if (sharing === undefined) tables.set(key, [bitmap]);
+    else sharing.push(bitmap);
   }
   return tables.values();
 }

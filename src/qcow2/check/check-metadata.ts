@@ -8,6 +8,7 @@ import { Qcow2Error } from '../../errors.ts';
 import type { BitmapEntry } from '../../format/qcow2/bitmap-directory.ts';
 import { HeaderField } from '../../format/qcow2/header.ts';
 import type { Qcow2Header } from '../../format/qcow2/header.ts';
+import { BitmapRepairs } from './bitmap-repairs.ts';
 import { checkBitmaps, readBitmaps } from './bitmaps.ts';
 import { CheckReport } from './check-report.ts';
 import { checkRefcountBlocks, compareRefcounts } from './compare-refcounts.ts';
@@ -53,6 +54,7 @@ export interface CountedImage {
   snapshotTableErrors: number;
   /** The bitmaps that can be trusted. */
   bitmaps: readonly BitmapEntry[];
+  bitmapRepairs: BitmapRepairs;
   /** L2 entries that a repair has to make zero clusters. */
   zeroed: ZeroedEntries;
   /** Whether the refcount blocks are so damaged that they have to be rebuilt. */
@@ -130,7 +132,9 @@ export function countReferences(
     });
   }
   references.add(header.extensions.encryptionHeader ?? { offset: 0, length: 0 });
-  if (bitmaps !== undefined) checkBitmaps({ header, bitmaps, file, references });
+  const bitmapRepairs = new BitmapRepairs(report);
+  const repairs = isRepair ? bitmapRepairs : undefined;
+  if (bitmaps !== undefined) checkBitmaps({ header, bitmaps, file, references, repairs });
   const { fix } = options;
   const needsRebuild =
     options.withoutRefcounts !== true && checkRefcountBlocks({ references, stored, report, fix });
@@ -138,6 +142,7 @@ export function countReferences(
     ...{ header, references, stored, mapping, snapshots, zeroed, needsRebuild },
     snapshotTableErrors,
     bitmaps: bitmaps ?? [],
+    bitmapRepairs,
   };
 }
 

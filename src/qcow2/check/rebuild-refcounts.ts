@@ -1,6 +1,6 @@
 /**
- * A whole new refcount structure (specification: "Host cluster management"), and with it, where it
- * is to be repaired, a new snapshot table.
+ * A whole new refcount structure (specification: "Host cluster management"), and with it, where they
+ * are to be repaired, a new snapshot table and new tables of bitmaps.
  *
  * All of it is laid out in clusters that nothing refers to, neither the tables of the image nor the
  * old refcount structure, so that until the header is switched, in one write, the image is what it
@@ -35,6 +35,8 @@ export interface Rebuild {
   blocks: ReadonlyMap<number, number>;
   /** The new snapshot table, where there has to be one. */
   snapshotTable: { offset: number; bytes: Uint8Array; count: number } | undefined;
+  /** Empty tables for bitmaps whose own are lost, in their order. */
+  bitmapTables: { offset: number; clusters: number }[];
 }
 
 /**
@@ -86,8 +88,9 @@ function avoidOldStructures(free: FreeClusters, { header, stored, snapshots }: C
 
 function layOut(
   free: FreeClusters,
-  { old: { header, snapshots, stored }, table }: { old: CountedImage; table: Buffer | undefined },
+  { old, table }: { old: CountedImage; table: Buffer | undefined },
 ): Rebuild {
+  const { header, snapshots, stored } = old;
   const { clusterSize } = header;
   const { blockEntries } = stored;
   let snapshotTable: Rebuild['snapshotTable'];
@@ -95,6 +98,10 @@ function layOut(
     const first = table.length === 0 ? 0 : free.take(Math.ceil(table.length / clusterSize));
     snapshotTable = { offset: first * clusterSize, bytes: table, count: snapshots.rowCount };
   }
+  const bitmapTables = old.bitmapRepairs.lostTables.map(({ tableSize }) => {
+    const clusters = Math.ceil((tableSize * 8) / clusterSize);
+    return { offset: free.take(clusters) * clusterSize, clusters };
+  });
   const blocks = new Map<number, number>();
   let tableClusters = 0;
   let tableStart = 0;
@@ -112,7 +119,8 @@ function layOut(
       tableStart = free.take(tableClusters);
     } else if (missing.length === 0) {
       const tableOffset = tableStart * clusterSize;
-      return { counts: free.counts, tableOffset, tableClusters, blocks, snapshotTable };
+      const { counts } = free;
+      return { counts, tableOffset, tableClusters, blocks, snapshotTable, bitmapTables };
     }
   }
 }
@@ -140,6 +148,9 @@ export function writeRebuild(
     writeU64(table, index * 8, offset);
   }
   file.write(table, tableOffset);
+  for (const { offset, clusters } of rebuild.bitmapTables) {
+    file.write(tableBuffer(clusters * clusterSize), offset);
+  }
   if (snapshotTable !== undefined && snapshotTable.bytes.length > 0) {
     const padded = tableBuffer(alignUp(snapshotTable.bytes.length, clusterSize));
     padded.set(snapshotTable.bytes);

@@ -38,12 +38,17 @@ export class References {
     this.counts = new ReferenceCounts(Math.ceil(fileSize / clusterSize), refcountOrder);
   }
 
+  /** Whether a region lies within the file, of which the last cluster need not be whole. */
+  reaches({ offset, length }: Region): boolean {
+    return offset + length - this.fileSize < this.clusterSize;
+  }
+
   /** Counts `weight` references to each cluster that the region touches. */
-  add({ offset, length, hexOffset }: Region, weight = 1): void {
+  add(region: Region, weight = 1): void {
+    const { offset, length, hexOffset } = region;
     if (length <= 0) return;
     const { clusterSize } = this;
-    // The last cluster of a file need not be whole.
-    if (offset + length - this.fileSize >= clusterSize) {
+    if (!this.reaches(region)) {
       this.#report.corruption(
         () =>
           'ERROR: counting reference for region exceeding the end of the file by one cluster or ' +

@@ -6,11 +6,12 @@
  * whenever it is interrupted:
  *
  * 1. A bitmaps extension that is not to be trusted is dropped, because its clusters are not counted.
+ *    Bitmaps of which a part is past the end of the file are marked as inconsistent.
  * 2. L2 entries of misplaced clusters that hold nothing become zero clusters: from then on all
  *    references are final.
  * 3. Refcounts become what was counted, in place, where all of them have a place. Otherwise a whole
  *    new refcount structure is written to clusters that nothing refers to, and the header is
- *    switched to it, and to a repaired snapshot table, in one write.
+ *    switched to it, and to a repaired snapshot table, in one write. Then bitmaps get new tables.
  * 4. COPIED flags are set where refcounts are durably one, and cleared elsewhere.
  * 5. The header's dirty and corrupt bits go, if nothing is left that is wrong.
  *
@@ -112,7 +113,8 @@ function planRepair(image: RepairedImage, { fix }: RepairOptions, report: CheckR
     report.resetTo(before);
     compareRefcounts({ references, stored, report, fix });
   }
-  if (needsRebuild || snapshots.isToBeRewritten) {
+  const movesTables = snapshots.isToBeRewritten || counted.bitmapRepairs.lostTables.length > 0;
+  if (needsRebuild || movesTables) {
     refcounts = planRefcountRebuild(image, counted, report, needsRebuild);
     ({ counts } = refcounts);
   }
@@ -177,6 +179,7 @@ function carryOut(image: RepairedImage, fix: RepairOptions['fix'], plan: RepairP
   const { header, file } = image;
   const { counted, zeroes, refcounts, flags } = plan;
   dropStaleBitmaps(image);
+  counted.bitmapRepairs.write(file);
   writeAll(file, zeroes);
   if (refcounts === 'in place') {
     storeRefcounts(counted, { file, fix });
@@ -184,6 +187,9 @@ function carryOut(image: RepairedImage, fix: RepairOptions['fix'], plan: RepairP
   } else if (refcounts !== 'right') {
     writeRebuild(file, refcounts, header);
     switchHeader(image, refcounts);
+    const { bitmapTables } = refcounts;
+    const offsets = bitmapTables.map(({ offset }) => offset);
+    counted.bitmapRepairs.switchTables(file, offsets);
   }
   writeAll(file, flags);
 }
