@@ -52,9 +52,10 @@ export interface OpenImageOptions extends CacheOptions {
   writable?: boolean | undefined;
   /**
    * With `writable`: open the backing file for writing too, but not what is behind that (default
-   * false). For committing to it: any other write to it changes what all its overlays show.
+   * false); or the one layer of the chain that is so many below the image, 1 being the backing
+   * file. For committing to it: any other write to it changes what all its overlays show.
    */
-  writableBacking?: boolean | undefined;
+  writableBacking?: boolean | number | undefined;
   /** Which freed clusters of a qcow2 image are given back to the host's filesystem. */
   passDiscard?: PassDiscard | undefined;
   /**
@@ -182,9 +183,9 @@ interface Access {
 function accessOf(options: OpenImageOptions, depth: number): Access {
   const { writable = false, writableBacking = false } = options;
   const { forRepair = false, forceShare = false, lock = true } = options;
-  const writableLayers = writable ? (writableBacking ? 2 : 1) : 0;
+  const isWritten = depth === 0 || depth === Number(writableBacking);
   const locking = !lock ? 'none' : forceShare ? 'shared' : 'full';
-  return { writable: depth < writableLayers, forRepair, locking };
+  return { writable: writable && isWritten, forRepair, locking };
 }
 
 /** Before anything is read that a writer could be changing. */

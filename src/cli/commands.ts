@@ -11,6 +11,7 @@ interface CommandModule {
 /** Literal imports: the bundler makes a chunk of each. */
 const COMMANDS: Readonly<Record<string, () => Promise<CommandModule>>> = {
   check: () => import('./commands/check.ts'),
+  commit: () => import('./commands/commit.ts'),
   compare: () => import('./commands/compare.ts'),
   convert: () => import('./commands/convert.ts'),
   info: () => import('./commands/info.ts'),
