@@ -216,6 +216,7 @@ function dropFreed(engine: WriteEngine, changes: RefcountChanges): void {
       if (refcounts.get(cluster) !== 0) continue;
       const offset = cluster * clusterSize;
       metadata.remove({ offset, length: clusterSize });
+      refcounts.noteFree(cluster);
       if (offset !== hole.offset + hole.length) punch();
       if (hole.length === 0) hole.offset = offset;
       hole.length += clusterSize;

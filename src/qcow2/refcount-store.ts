@@ -211,7 +211,10 @@ export class RefcountStore {
     return encodeTable(table);
   }
 
-  /** Goes over to blocks in other places, which the table in the file already names. */
+  /**
+   * Goes over to blocks in other places, which the table in the file already names. Clusters that
+   * they count as free are found after {@link noteFree}.
+   */
   adoptBlocks(moved: ReadonlyMap<number, number>): void {
     const { clusterSize } = this.#header;
     for (const [index, offset] of moved) {
@@ -222,7 +225,6 @@ export class RefcountStore {
       this.#metadata.remove({ offset: old, length: clusterSize });
       this.#metadata.add({ offset, length: clusterSize, kind: 'refcount block' });
     }
-    this.#searchFrom = 1;
   }
 
   // ---- Blocks and counts --------------------------------------------------------------------
