@@ -76,6 +76,8 @@ export class DiskWriter {
     for (let done = 0; done < length;) {
       const position = this.#locate(offset + done);
       done += this.#writeSome(done === 0 ? source : source.subarray(done), position);
+      // Of a huge write, the changed tables are not all kept in memory.
+      if (this.#context.committer.isDue) this.#context.committer.flush();
     }
   }
 
