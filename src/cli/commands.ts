@@ -14,6 +14,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<CommandModule>>> = {
   commit: () => import('./commands/commit.ts'),
   compare: () => import('./commands/compare.ts'),
   convert: () => import('./commands/convert.ts'),
+  create: () => import('./commands/create.ts'),
   info: () => import('./commands/info.ts'),
   map: () => import('./commands/map.ts'),
   resize: () => import('./commands/resize.ts'),
