@@ -3,7 +3,7 @@
  *
  *     node write.mjs LIBRARY IMAGE '{"count":…,"bytes":…,"step":…,"diskBytes":…,"flushEvery":…}'
  *
- * Prints a line when the image is open, before the first write, and ends when it is closed.
+ * Prints `open` before the first write, and `closed` when the image is.
  */
 
 import { writeSync } from 'node:fs';
@@ -23,3 +23,4 @@ for (let index = 0, offset = 0; index < count; index++) {
 }
 image.flush();
 image.close();
+writeSync(1, 'closed\n');

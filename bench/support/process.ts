@@ -99,21 +99,28 @@ export class ProgramRunner {
   /**
    * Runs a program to its end.
    *
-   * @returns seconds from the first that it printed to its exit
+   * @param last what it prints when it is done, if that is not when it exits
+   * @returns seconds from the first that it printed to then
    * @throws {Error} as {@link run}, and if it printed nothing
    */
-  async timeFromOutput(command: Command): Promise<number> {
+  async timeFromOutput(command: Command, last?: string): Promise<number> {
     const program = new RunningProgram(command);
     const forget = this.#cleanup.add(command[0], () => {
       program.signalGroup('SIGKILL');
     });
     let start: bigint | undefined;
-    program.child.stdout?.once('data', () => (start = process.hrtime.bigint()));
-    let end = 0n;
-    program.child.once('exit', () => (end = process.hrtime.bigint()));
+    let end: bigint | undefined;
+    program.child.stdout?.on('data', (text: string) => {
+      const now = process.hrtime.bigint();
+      start ??= now;
+      if (last !== undefined && text.endsWith(last)) end = now;
+    });
+    program.child.once('exit', () => {
+      if (last === undefined) end = process.hrtime.bigint();
+    });
     const exitCode = await program.ended;
     await forget();
-    if (exitCode !== 0 || start === undefined) throw program.failure();
+    if (exitCode !== 0 || start === undefined || end === undefined) throw program.failure();
     return Number(end - start) / 1e9;
   }
 

@@ -42,8 +42,8 @@ export interface WriteCase {
 const FULL_DISK_BYTES = 256 * MEBIBYTE;
 const SEQUENTIAL_BYTES = 1024 * MEBIBYTE;
 const BLOCK_BYTES = 4 * KIBIBYTE;
-const MAX_RANDOM_WRITES = 32 * 1024;
-const MAX_FLUSHED_WRITES = 4096;
+const REWRITES = 32 * 1024;
+const FLUSHED_WRITES = 1024;
 const FLUSH_EVERY = 8;
 
 /** All cases, for both cluster sizes. */
@@ -51,7 +51,7 @@ export function writeCases(): WriteCase[] {
   return [64 * KIBIBYTE, 2 * MEBIBYTE].flatMap((clusterBytes) => {
     const size = clusterBytes >= MEBIBYTE ? '2 MiB' : '64 KiB';
     // Where nothing is allocated the disk can be large: each write is to a cluster of its own.
-    const clusters = 8192 * (clusterBytes >= MEBIBYTE ? 1 : 4);
+    const clusters = clusterBytes >= MEBIBYTE ? 4096 : 8192;
     const sparseDisk = clusters * clusterBytes;
     const fullClusters = FULL_DISK_BYTES / clusterBytes;
     const make = (name: string, state: DiskState, pattern: WritePattern): WriteCase => {
@@ -63,11 +63,15 @@ export function writeCases(): WriteCase[] {
       make('1M seq', 'snapshot', sequential(FULL_DISK_BYTES)),
       make('4K alloc', 'empty', random(clusters, sparseDisk)),
       make('4K alloc', 'snapshot', random(fullClusters, FULL_DISK_BYTES)),
-      make('4K rewrite', 'full', random(MAX_RANDOM_WRITES, FULL_DISK_BYTES)),
-      make('4K rewrite', 'written since snapshot', random(MAX_RANDOM_WRITES, FULL_DISK_BYTES)),
-      make('4K alloc+flush', 'empty', flushed(clusters, sparseDisk)),
-      make('4K alloc+flush', 'snapshot', flushed(fullClusters, FULL_DISK_BYTES)),
-      make('4K rewrite+flush', 'full', flushed(MAX_FLUSHED_WRITES, FULL_DISK_BYTES)),
+      make('4K rewrite', 'full', random(REWRITES, FULL_DISK_BYTES)),
+      make('4K rewrite', 'written since snapshot', random(REWRITES, FULL_DISK_BYTES)),
+      make('4K alloc+flush', 'empty', flushed(FLUSHED_WRITES, sparseDisk)),
+      make(
+        '4K alloc+flush',
+        'snapshot',
+        flushed(Math.min(fullClusters, FLUSHED_WRITES), FULL_DISK_BYTES),
+      ),
+      make('4K rewrite+flush', 'full', flushed(4 * FLUSHED_WRITES, FULL_DISK_BYTES)),
     ];
   });
 }
@@ -88,13 +92,11 @@ function random(writes: number, diskBytes: number): WritePattern {
   const blocks = diskBytes / BLOCK_BYTES;
   // Odd, and the number of blocks is a power of two: every block has its turn.
   const step = (Math.floor(blocks * EVEN_STEP) | 1) * BLOCK_BYTES;
-  const count = Math.min(writes, MAX_RANDOM_WRITES);
-  return { count, bytes: BLOCK_BYTES, step, diskBytes, flushEvery: 0 };
+  return { count: writes, bytes: BLOCK_BYTES, step, diskBytes, flushEvery: 0 };
 }
 
 function flushed(writes: number, diskBytes: number): WritePattern {
-  const pattern = random(Math.min(writes, MAX_FLUSHED_WRITES), diskBytes);
-  return { ...pattern, flushEvery: FLUSH_EVERY };
+  return { ...random(writes, diskBytes), flushEvery: FLUSH_EVERY };
 }
 
 /** The guest offsets that a pattern writes to, in order. */

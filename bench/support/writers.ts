@@ -1,7 +1,8 @@
 /**
  * The programs that lib-write measures: this project's library in a process of its own, `qemu-img
- * bench` and `qemu-io`. All print a line once the image is open, and are timed from there to their
- * exit: starting up is not measured, flushing and closing the image is.
+ * bench` and `qemu-io`. All print a line once the image is open, and are timed from there until it
+ * is closed, which QEMU's programs tell by their exit. Starting up is not measured, flushing and
+ * closing the image is.
  */
 
 import { closeSync, constants, copyFileSync, fsyncSync, openSync, rmSync } from 'node:fs';
@@ -19,9 +20,10 @@ const THRESHOLDS = { atLeast: 1, aim: 1.5 };
 export function ourWriter(context: BenchContext, writeCase: WriteCase): Contender {
   const { library, clients } = context;
   const program = path.join(clients, 'write.mjs');
-  return contender(context, OURS, writeCase, (image) => {
+  const make = (image: string): Command => {
     return [process.execPath, program, library, image, JSON.stringify(writeCase.pattern)];
-  });
+  };
+  return contender(context, { name: OURS, make, last: 'closed\n' }, writeCase);
 }
 
 /** QEMU with many requests at a time, as many as it takes without asking. */
@@ -35,7 +37,7 @@ export function qemuBench(context: BenchContext, writeCase: WriteCase): Rival {
     const bench = ['qemu-img', 'bench', ...options, ...sizes, '-d', String(depth), ...flushing];
     return lineBuffered([...bench, image]);
   };
-  return { ...contender(context, 'qemu-img bench', writeCase, make), ...THRESHOLDS };
+  return { ...contender(context, { name: 'qemu-img bench', make }, writeCase), ...THRESHOLDS };
 }
 
 /** QEMU with one request at a time. */
@@ -54,7 +56,20 @@ export function qemuIo(context: BenchContext, writeCase: WriteCase): Rival {
     const script = commands.flatMap((command) => ['-c', command]);
     return lineBuffered(['qemu-io', ...options, ...script, image]);
   };
-  return { ...contender(context, 'qemu-io', writeCase, make), program: 'qemu-io', ...THRESHOLDS };
+  return {
+    ...contender(context, { name: 'qemu-io', make }, writeCase),
+    program: 'qemu-io',
+    ...THRESHOLDS,
+  };
+}
+
+/** A program that writes. */
+interface Program {
+  name: string;
+  /** The command that writes to an image. */
+  make: (image: string) => Command;
+  /** What it prints when the image is closed; without it, its exit tells. */
+  last?: string;
 }
 
 /** C programs keep what they print to a pipe to themselves until there is much of it. */
@@ -64,9 +79,8 @@ function lineBuffered(command: readonly string[]): Command {
 
 function contender(
   context: BenchContext,
-  name: string,
+  { name, make, last }: Program,
   writeCase: WriteCase,
-  command: (image: string) => Command,
 ): Contender {
   const { count, bytes } = writeCase.pattern;
   const isSequential = writeCase.pattern.step === bytes;
@@ -77,7 +91,7 @@ function contender(
       const image = path.join(context.directory, 'written.qcow2');
       copyDurably(template, image);
       try {
-        const seconds = await context.programs.timeFromOutput(command(image));
+        const seconds = await context.programs.timeFromOutput(make(image), last);
         return { value: (isSequential ? count * bytes : count) / seconds };
       } finally {
         rmSync(image, { force: true });
