@@ -52,6 +52,12 @@ export class GuestHistory {
     return this.#initial.disk;
   }
 
+  /** The smallest size that the disk ever had, in bytes. */
+  get smallestSize(): number {
+    const sizes = this.entries.map(({ after }) => after.disk.length);
+    return Math.min(this.initialDisk.length, ...sizes);
+  }
+
   /** Adds what was done next. */
   add(entry: HistoryEntry): void {
     this.entries.push(entry);

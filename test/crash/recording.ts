@@ -1,5 +1,6 @@
 /** Writes to an image of some variant, and records what the guest did and what the host was asked. */
 
+import { CrashStates } from '../support/crash-states.ts';
 import { DiskModel } from '../support/disk-model.ts';
 import type { Holdings } from '../support/disk-model.ts';
 import { DiskSession } from '../support/disk-session.ts';
@@ -72,4 +73,23 @@ export function recordRandom(
     history.add({ operation, logStart, logEnd: log.length, after: model.holdings });
   }
   return { variant, roles, initial, log, history };
+}
+
+/** What a crash somewhere in a recording may leave. */
+export function randomCrash({ log, initial, roles }: Recording, random: Random): CrashedFiles {
+  const states = new CrashStates(log, initial);
+  states.advanceTo(random.below(log.length + 1));
+  return filesByRole(roles, states.torn(random));
+}
+
+/** The bytes of files by what they are. */
+export function filesByRole(
+  roles: readonly FileRole[],
+  bytes: readonly Uint8Array[],
+): CrashedFiles {
+  const files: CrashedFiles = {};
+  roles.forEach((role, index) => {
+    files[role] = bytes[index]!;
+  });
+  return files;
 }

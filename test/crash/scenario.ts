@@ -3,12 +3,11 @@
 import { CrashStates } from '../support/crash-states.ts';
 import { describeOperation } from '../support/guest-operations.ts';
 import { makeVariant } from '../support/image-variants.ts';
-import type { FileRole, ImageVariant, VariantFiles } from '../support/image-variants.ts';
+import type { ImageVariant, VariantFiles } from '../support/image-variants.ts';
 import { Random } from '../support/random.ts';
 import { judgeCrashWithQemu } from './judge-qemu.ts';
 import { judgeCrash } from './judge.ts';
-import type { CrashedFiles } from './judge.ts';
-import { crashedImage, newImage, recordRandom } from './recording.ts';
+import { crashedImage, filesByRole, newImage, randomCrash, recordRandom } from './recording.ts';
 import type { Recording } from './recording.ts';
 import { CRASH_VARIANTS, randomVariant } from './variants.ts';
 
@@ -62,10 +61,12 @@ export function runScenario(options: ScenarioOptions): ScenarioResult {
   const result: ScenarioResult = { points: 0, qemuPoints: 0, leaking: 0, problem: undefined };
   try {
     let start = newImage(variant, filesOf(variant, directory));
-    const bitmapStart = start.holdings.disk;
+    let bitmapStart = start.holdings.disk;
     let count = operations;
     do {
       const recording = recordRandom(start, { random, count });
+      // Bitmaps know nothing of what was cut off and came back as zeroes; nor do QEMU's.
+      bitmapStart = bitmapStart.subarray(0, recording.history.smallestSize);
       judgeEverywhere({ recording, random, result, bitmapStart }, options);
       start = crashedImage(variant, randomCrash(recording, random));
       count = Math.ceil(count / 2);
@@ -75,20 +76,6 @@ export function runScenario(options: ScenarioOptions): ScenarioResult {
     result.problem = `seed ${seed}, ${variant.name}: ${stack}\n${JSON.stringify(variant)}`;
   }
   return result;
-}
-
-function randomCrash({ log, initial, roles }: Recording, random: Random): CrashedFiles {
-  const states = new CrashStates(log, initial);
-  states.advanceTo(random.below(log.length + 1));
-  return filesByRole(roles, states.torn(random));
-}
-
-function filesByRole(roles: readonly FileRole[], bytes: readonly Uint8Array[]): CrashedFiles {
-  const files: CrashedFiles = {};
-  roles.forEach((role, index) => {
-    files[role] = bytes[index]!;
-  });
-  return files;
 }
 
 /** The known variants in turn, and a random one after each round. */
@@ -112,7 +99,7 @@ interface Judgement {
   random: Random;
   /** What came of it is added to this. */
   result: ScenarioResult;
-  /** What the disk held when its bitmaps were made. */
+  /** What the disk held when its bitmaps were made, as far as it was never cut off. */
   bitmapStart: Buffer;
 }
 

@@ -7,6 +7,7 @@ import { Qcow2Error } from '../../src/errors.ts';
 import { GuestHistory } from '../crash/guest-history.ts';
 import { contentProblem, judgeCrash, readContent } from '../crash/judge.ts';
 import type { CrashedFiles } from '../crash/judge.ts';
+import type { StartingPoint } from '../crash/recording.ts';
 import { DiskModel } from '../support/disk-model.ts';
 import type { Holdings } from '../support/disk-model.ts';
 import { DiskSession } from '../support/disk-session.ts';
@@ -14,16 +15,14 @@ import { FaultFile, FaultPlan } from '../support/fault-file.ts';
 import type { Fault } from '../support/fault-file.ts';
 import { describeOperation } from '../support/guest-operations.ts';
 import type { GuestOperation } from '../support/guest-operations.ts';
-import { initialContent } from '../support/image-variants.ts';
-import type { FileRole, ImageVariant, VariantFiles } from '../support/image-variants.ts';
+import type { FileRole } from '../support/image-variants.ts';
 import { openForWriting } from '../support/open-variant.ts';
 import { RecordingFile } from '../support/recording-file.ts';
 import type { LoggedOperation } from '../support/recording-file.ts';
 
 /** What is done to which image. */
 export interface FaultScenario {
-  variant: ImageVariant;
-  made: VariantFiles;
+  start: StartingPoint;
   operations: readonly GuestOperation[];
 }
 
@@ -70,18 +69,16 @@ class FaultRun {
   readonly #history: GuestHistory;
 
   constructor(scenario: FaultScenario, fault: Fault | undefined) {
-    const { variant, made } = scenario;
+    const { variant, files, holdings } = scenario.start;
     this.#scenario = scenario;
     this.plan = new FaultPlan(fault);
     const devices: Partial<Record<FileRole, FaultFile>> = {};
-    for (const [role, bytes] of Object.entries(made.files)) {
+    for (const [role, bytes] of Object.entries(files)) {
       const file = new RecordingFile(bytes, this.#log, this.#files.size);
       this.#files.set(role as FileRole, file);
       devices[role as FileRole] = new FaultFile(file, this.plan);
     }
-    const disk = initialContent(variant, made);
-    const { version, clusterSize } = variant;
-    this.#model = new DiskModel({ disk, version, clusterSize, backing: made.backingContent });
+    this.#model = new DiskModel({ ...variant, ...holdings });
     this.#history = new GuestHistory(this.#model.holdings);
     this.#session = new DiskSession(this.#model, () => openForWriting(variant, devices));
   }
@@ -109,7 +106,7 @@ class FaultRun {
       if (this.plan.failures === failures) throw error;
       const problem = this.#judgeFailure({ operation, error, logStart });
       if (problem !== undefined) return `${problem} (after the failed ${this.plan.failed})`;
-      if (this.plan.isFull && !isAtomic(operation)) return undefined;
+      if (this.plan.isFull && canBeLeftOut(operation)) return undefined;
       if (this.#isDone(operation)) return undefined;
       this.plan.makeRoom();
       if (this.#session.retry(operation)) this.#remember(operation, this.#log.length);
@@ -153,8 +150,7 @@ class FaultRun {
   }
 
   #holdingsAfter(operation: GuestOperation): Holdings {
-    const model = new DiskModel({ ...this.#scenario.variant, ...this.#model.holdings });
-    model.holdings = this.#model.holdings;
+    const model = new DiskModel({ ...this.#scenario.start.variant, ...this.#model.holdings });
     // The number that the failed operation had.
     model.perform(operation, this.#session.sequence - 1);
     return model.holdings;
@@ -178,8 +174,13 @@ class FaultRun {
     const files: CrashedFiles = {};
     for (const [role, file] of this.#files) files[role] = file.bytes;
     const worlds = this.#history.worldsAt(this.#log.length + 1);
-    const initial = this.#history.initialDisk;
-    const { problem } = judgeCrash({ variant: this.#scenario.variant, files, worlds, initial });
+    const initial = this.#history.initialDisk.subarray(0, this.#history.smallestSize);
+    const { problem } = judgeCrash({
+      variant: this.#scenario.start.variant,
+      files,
+      worlds,
+      initial,
+    });
     return problem === undefined ? undefined : `${when}: ${problem}`;
   }
 
@@ -196,4 +197,9 @@ class FaultRun {
 /** Whether it is known to have changed the disk as a whole or not at all. */
 function isAtomic({ kind }: GuestOperation): boolean {
   return kind === 'snapshot' || kind === 'apply';
+}
+
+/** Whether what follows can be done without it. */
+function canBeLeftOut({ kind }: GuestOperation): boolean {
+  return kind !== 'snapshot' && kind !== 'apply' && kind !== 'resize';
 }

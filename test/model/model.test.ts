@@ -18,7 +18,7 @@ import { describePeers } from '../support/peers.ts';
 import { sequenceProblem } from './run-sequence.ts';
 import { sequences } from './sequences.ts';
 
-const RUNS = Number(process.env.QCOW2_MODEL_RUNS ?? 100);
+const RUNS = Number(process.env.QCOW2_MODEL_RUNS ?? 60);
 const SEED = Number(process.env.QCOW2_MODEL_SEED ?? Date.now() % 1_000_000);
 const PATH = process.env.QCOW2_MODEL_PATH;
 /** Shrinking ends after this long: a script that is not the shortest is better than none. */

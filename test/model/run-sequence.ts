@@ -12,6 +12,7 @@ import {
   FILE_NAMES,
   initialContent,
   makeVariant,
+  openingOptions,
   variantTraits,
 } from '../support/image-variants.ts';
 import type { ImageVariant } from '../support/image-variants.ts';
@@ -42,7 +43,7 @@ function runSequence({ variant, steps }: Sequence, directory: string, script: st
   const disk = initialContent(variant, made);
   const { version, clusterSize } = variant;
   const model = new DiskModel({ disk, version, clusterSize, backing: made.backingContent });
-  const session = new DiskSession(model, () => openQcow2(path, true));
+  const session = new DiskSession(model, () => openQcow2(path, variant));
   try {
     for (const step of steps) {
       const operation = fitStep(step, variant, model);
@@ -60,8 +61,11 @@ function runSequence({ variant, steps }: Sequence, directory: string, script: st
   judgeWithQemu(variant, directory, model);
 }
 
-function openQcow2(path: string, writable: boolean): Qcow2Image {
-  const image = openImage(path, { writable, writableBacking: writable, format: 'qcow2' });
+/** @param variant for writing, in the way that it says; without it for reading */
+function openQcow2(path: string, variant?: ImageVariant): Qcow2Image {
+  const access = { writable: variant !== undefined, writableBacking: variant !== undefined };
+  const how = variant === undefined ? {} : openingOptions(variant);
+  const image = openImage(path, { format: 'qcow2', ...access, ...how });
   if (!(image instanceof Qcow2Image)) throw new Error('it is no qcow2 image');
   return image;
 }
@@ -77,7 +81,7 @@ function compareSnapshots(image: Qcow2Image, model: DiskModel): void {
 
 /** Opened anew, for reading. */
 function judgeAlone(path: string, model: DiskModel): void {
-  using image = openQcow2(path, false);
+  using image = openQcow2(path);
   requireSame('the closed disk', readAll(image), model.disk);
   compareSnapshots(image, model);
   const messages: string[] = [];

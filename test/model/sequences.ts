@@ -52,11 +52,16 @@ function variants(): fc.Arbitrary<ImageVariant> {
         }),
       ),
       hasBitmaps: fc.constantFrom(false, false, false, false, true),
+      preallocation: fc.constantFrom('off', 'off', 'off', 'metadata', 'full'),
+      cacheBytes: fc.constantFrom(undefined, undefined, 1024, 16_384),
+      passesDiscards: fc.constantFrom(undefined, undefined, true, false),
     } as const)
-    .map(({ sectors, clusterBits, backing, ...wanted }) => {
+    .map(({ sectors, clusterBits, backing: wantedBacking, ...wanted }) => {
       const isNew = wanted.version === 3;
       const extendedL2 = wanted.extendedL2 && isNew;
       const dataFile = isNew ? wanted.dataFile : 'none';
+      // QEMU refuses a raw data file that is not all of the disk.
+      const backing = dataFile === 'raw' ? undefined : (wantedBacking ?? undefined);
       return imageVariant('random', {
         ...wanted,
         size: sectors * 512,
@@ -66,8 +71,8 @@ function variants(): fc.Arbitrary<ImageVariant> {
         lazyRefcounts: wanted.lazyRefcounts && isNew,
         compression: isNew ? wanted.compression : 'zlib',
         dataFile,
-        // QEMU refuses a raw data file that is not all of the disk.
-        backing: dataFile === 'raw' ? undefined : (backing ?? undefined),
+        backing,
+        preallocation: backing === undefined ? wanted.preallocation : 'off',
         hasBitmaps: wanted.hasBitmaps && isNew,
       });
     });

@@ -2,6 +2,7 @@
 
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { PassDiscard } from '../../src/qcow2/allocator.ts';
 import { resized } from './disk-model.ts';
 import { run } from './qemu.ts';
 import { stampedData } from './stamps.ts';
@@ -23,6 +24,11 @@ export interface ImageVariant {
   filled: number;
   /** A persistent dirty bitmap that is enabled, and one that is not. */
   hasBitmaps: boolean;
+  preallocation: 'off' | 'metadata' | 'full';
+  /** How it is opened: bytes for slices of tables; undefined for the default, which holds all. */
+  cacheBytes: number | undefined;
+  /** How it is opened: whether all freed clusters become holes, or none; undefined by default. */
+  passesDiscards: boolean | undefined;
 }
 
 /** Names of the files in their directory; the image refers to the others by these. */
@@ -63,7 +69,22 @@ export function imageVariant(
     backing: undefined,
     filled: 0,
     hasBitmaps: false,
+    preallocation: 'off',
+    cacheBytes: undefined,
+    passesDiscards: undefined,
     ...differences,
+  };
+}
+
+/** How images of a variant are opened. */
+export function openingOptions({ cacheBytes, passesDiscards }: ImageVariant): {
+  metadataCacheBytes: number | undefined;
+  passDiscard: PassDiscard | undefined;
+} {
+  const each = { request: passesDiscards, snapshot: passesDiscards, other: passesDiscards };
+  return {
+    metadataCacheBytes: cacheBytes,
+    passDiscard: passesDiscards === undefined ? undefined : each,
   };
 }
 
@@ -120,8 +141,12 @@ export function makeVariant(variant: ImageVariant, directory: string): VariantFi
 }
 
 function create(variant: ImageVariant, directory: string): void {
-  const { version, dataFile, backing, size, clusterSize, hasBitmaps } = variant;
-  const options = [`cluster_size=${clusterSize}`, `compat=${version === 2 ? '0.10' : '1.1'}`];
+  const { version, dataFile, backing, size, clusterSize, hasBitmaps, preallocation } = variant;
+  const options = [
+    `cluster_size=${clusterSize}`,
+    `compat=${version === 2 ? '0.10' : '1.1'}`,
+    `preallocation=${preallocation}`,
+  ];
   if (version === 3) {
     options.push(
       `refcount_bits=${variant.refcountBits}`,

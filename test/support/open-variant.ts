@@ -3,7 +3,7 @@
 import type { BlockDevice, HostFile } from '../../src/device/block-device.ts';
 import { MemoryDevice } from '../../src/device/memory.ts';
 import { Qcow2Image, readHeader } from '../../src/qcow2/image.ts';
-import { FILE_NAMES } from './image-variants.ts';
+import { FILE_NAMES, openingOptions } from './image-variants.ts';
 import type { FileRole, ImageVariant } from './image-variants.ts';
 
 /** The files of an image as devices. */
@@ -39,6 +39,7 @@ function openImage(variant: ImageVariant, devices: VariantDevices, writable: boo
           })
         : backing,
     writable,
+    ...openingOptions(variant),
   });
 }
 
