@@ -20,6 +20,8 @@ import { TWO_32 } from '../util/bytes.ts';
 const MAX_SLICE_BYTES = 4096;
 /** Neighbouring slices are written together, up to this many bytes. */
 const MAX_WRITE_BYTES = 256 * 1024;
+/** Unchanged bytes between changed ones that are written again rather than in two pieces. */
+const MAX_GAP_BYTES = 32 * 1024;
 
 const IS_LITTLE_ENDIAN = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
 
@@ -58,6 +60,7 @@ export class TableCache {
   /** Bytes of a slice; a power of two that divides the cluster size. */
   readonly sliceBytes: number;
   readonly #file: BlockDevice;
+  readonly #clusterSize: number;
   readonly #capacity: number;
   readonly #swapsWords: boolean;
   readonly #slices = new Map<number, CachedSlice>();
@@ -68,6 +71,7 @@ export class TableCache {
 
   constructor(file: BlockDevice, { clusterSize, budgetBytes, order = 'words' }: TableCacheOptions) {
     this.#file = file;
+    this.#clusterSize = clusterSize;
     this.sliceBytes = Math.min(clusterSize, MAX_SLICE_BYTES);
     this.#capacity = Math.max(2, Math.floor(budgetBytes / this.sliceBytes));
     this.#swapsWords = order === 'words' && IS_LITTLE_ENDIAN;
@@ -127,17 +131,14 @@ export class TableCache {
     const slices = [...this.#dirty].filter(({ dirtyAs }) => dirtyAs === table);
     slices.sort((a, b) => a.hostOffset - b.hostOffset);
     const perWrite = MAX_WRITE_BYTES / this.sliceBytes;
-    for (let start = 0; start < slices.length;) {
-      let end = start + 1;
-      while (
-        end < slices.length &&
-        end - start < perWrite &&
-        slices[end]!.hostOffset === slices[end - 1]!.hostOffset + this.sliceBytes
-      ) {
-        end++;
+    for (let next = 0; next < slices.length;) {
+      const run = [slices[next++]!];
+      while (next < slices.length) {
+        const gap = this.#between(run.at(-1)!, slices[next]!);
+        if (gap === undefined || run.length + gap.length >= perWrite) break;
+        run.push(...gap, slices[next++]!);
       }
-      this.#writeNeighbours(slices.slice(start, end));
-      start = end;
+      this.#writeNeighbours(run);
     }
   }
 
@@ -166,6 +167,25 @@ export class TableCache {
       slice.hostOffset = NOT_LOADED;
       slice.isRecent = false;
     }
+  }
+
+  /** The unchanged slices between two of one table, if they are few and in memory. */
+  #between(before: CachedSlice, after: CachedSlice): CachedSlice[] | undefined {
+    const start = before.hostOffset + this.sliceBytes;
+    const end = after.hostOffset;
+    if (start === end) return [];
+    // Only a cluster that both are in is sure to be all of one table: what the cache has of others
+    // may be of a table that is no more.
+    const isOneCluster =
+      Math.floor(start / this.#clusterSize) === Math.floor(end / this.#clusterSize);
+    if (!isOneCluster || end - start > MAX_GAP_BYTES) return undefined;
+    const gap: CachedSlice[] = [];
+    for (let at = start; at < end; at += this.sliceBytes) {
+      const slice = this.#slices.get(at);
+      if (slice === undefined || slice.dirtyAs !== undefined) return undefined;
+      gap.push(slice);
+    }
+    return gap;
   }
 
   #writeNeighbours(slices: readonly CachedSlice[]): void {
