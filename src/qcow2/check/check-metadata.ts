@@ -50,6 +50,8 @@ export interface CountedImage {
   stored: StoredRefcounts;
   mapping: MappingCheck;
   snapshots: SnapshotTable;
+  /** How many rows of the snapshot table are wrong, which has nothing to do with the rest. */
+  snapshotRowErrors: number;
   /** How much was wrong with the place of the snapshot table. */
   snapshotTableErrors: number;
   /** The bitmaps that can be trusted. */
@@ -106,6 +108,7 @@ export function countReferences(
   const stored = new StoredRefcounts(header, file);
   const snapshots = new SnapshotTable(header, file, isRepair ? report : undefined);
   snapshots.checkRows(report, { isRepair });
+  const snapshotRowErrors = report.corruptions;
   const fileSize = Math.max(file.size, options.fileSize ?? 0);
   const references = new References(report, { fileSize, clusterSize, refcountOrder });
   const mapping = new MappingCheck(header, {
@@ -140,7 +143,7 @@ export function countReferences(
     options.withoutRefcounts !== true && checkRefcountBlocks({ references, stored, report, fix });
   return {
     ...{ header, references, stored, mapping, snapshots, zeroed, needsRebuild },
-    snapshotTableErrors,
+    ...{ snapshotRowErrors, snapshotTableErrors },
     bitmaps: bitmaps ?? [],
     bitmapRepairs,
   };

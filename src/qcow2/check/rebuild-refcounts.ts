@@ -19,6 +19,8 @@ import type { ProblemCounts } from './check-report.ts';
 import { tableBuffer } from './metadata-file.ts';
 import { FreeClusters } from './free-clusters.ts';
 import type { ReferenceCounts } from './reference-counts.ts';
+import type { References } from './references.ts';
+import type { StoredRefcounts } from './stored-refcounts.ts';
 
 /** How often the file may have to grow until everything fits. */
 const MAX_ATTEMPTS = 16;
@@ -27,6 +29,8 @@ const MAX_ATTEMPTS = 16;
 export interface Rebuild {
   /** What the image's tables refer to, the new structures included. */
   counts: ReferenceCounts;
+  /** Bytes that the file has to have: then nothing that was laid out or counted is past its end. */
+  fileSize: number;
   /** Host offset of the refcount table in bytes. */
   tableOffset: number;
   /** Clusters of the refcount table. */
@@ -42,12 +46,15 @@ export interface Rebuild {
 /**
  * Finds a place for a new refcount structure. Nothing is written.
  *
+ * @param options.trustsStored whether clusters past the end of the file that are counted as being in
+ * use are kept
  * @returns it, and what it leaves wrong
  * @throws {Qcow2Error} `TOO_LARGE` if no refcount table can hold what the image refers to
  */
 export function planRebuild(
   image: { header: CountedImage['header']; file: HostFile },
   old: CountedImage,
+  { trustsStored }: { trustsStored: boolean },
 ): { rebuild: Rebuild; left: ProblemCounts } {
   const { clusterSize } = image.header;
   const table = old.snapshots.isToBeRewritten ? old.snapshots.repaired() : undefined;
@@ -61,14 +68,32 @@ export function planRebuild(
       withoutRefcounts: true,
       withoutSnapshotTable: table !== undefined,
     });
+    if (trustsStored) keepCountsPastEnd(references, old.stored);
     const free = new FreeClusters(references.counts);
     avoidOldStructures(free, old);
     const rebuild = layOut(free, { old, table });
     const end = (free.lastTaken + 1) * clusterSize;
-    if (end <= references.fileSize) return { rebuild, left: report.counts };
+    if (end <= references.fileSize) {
+      return { rebuild: { ...rebuild, fileSize }, left: report.counts };
+    }
     fileSize = end;
   }
   throw tooLarge();
+}
+
+/** In a file that was cut, what is past its end stays in use, and reads as zeroes. */
+function keepCountsPastEnd(references: References, stored: StoredRefcounts): void {
+  const { counts, fileSize, clusterSize } = references;
+  const { blockEntries, presentEntries } = stored;
+  const end = Math.ceil(fileSize / clusterSize);
+  for (let index = Math.floor(end / blockEntries); index < presentEntries; index++) {
+    if (!stored.hasBlock(index)) continue;
+    const block = stored.decode(index);
+    for (let at = 0; at < blockEntries; at++) {
+      const cluster = index * blockEntries + at;
+      if (cluster >= end && block.counts[at] !== 0) counts.add(cluster, Number(block.exact(at)));
+    }
+  }
 }
 
 /** Until the header is switched, the old structures are in use. */
@@ -89,7 +114,7 @@ function avoidOldStructures(free: FreeClusters, { header, stored, snapshots }: C
 function layOut(
   free: FreeClusters,
   { old, table }: { old: CountedImage; table: Buffer | undefined },
-): Rebuild {
+): Omit<Rebuild, 'fileSize'> {
   const { header, snapshots, stored } = old;
   const { clusterSize } = header;
   const { blockEntries } = stored;
@@ -137,6 +162,7 @@ export function writeRebuild(
   const { counts, tableOffset, tableClusters, blocks, snapshotTable } = rebuild;
   const { clusterSize, refcountOrder } = header;
   const blockEntries = (clusterSize * 8) / 2 ** refcountOrder;
+  if (file.size < rebuild.fileSize) file.resize(rebuild.fileSize);
   const table = tableBuffer(tableClusters * clusterSize);
   const block = tableBuffer(clusterSize);
   for (const [index, offset] of blocks) {

@@ -120,7 +120,8 @@ function planRepair(image: RepairedImage, { fix }: RepairOptions, report: CheckR
   }
   const flags: TableWrite[] = [];
   const { corruptions, leaks, checkErrors } = report;
-  const repairsFlags = fix === 'all' || corruptions + leaks + checkErrors === 0;
+  const otherProblems = corruptions - counted.snapshotRowErrors + leaks + checkErrors;
+  const repairsFlags = fix === 'all' || otherProblems === 0;
   const isRebuilt = typeof refcounts === 'object';
   const repairedCounts: RefcountSource = {
     // What is stored for clusters past the end of the file stays, unless all of it is new.
@@ -154,7 +155,7 @@ function planRefcountRebuild(
   report: CheckReport,
   needsRebuild: boolean,
 ): Rebuild {
-  const { rebuild, left } = planRebuild(image, counted);
+  const { rebuild, left } = planRebuild(image, counted, { trustsStored: !needsRebuild });
   if (needsRebuild) {
     // Where the old snapshot table was does not matter any more, but is nothing that was repaired.
     const repaired = report.corruptions - counted.snapshotTableErrors - left.corruptions;
