@@ -57,6 +57,42 @@ export interface Qcow2CreateOptions {
 const DEFAULT_CLUSTER_SIZE = 65_536;
 const DEFAULT_REFCOUNT_BITS = 16;
 
+/** The options that say how large the parts of an image are. */
+export type GeometryOptions = Pick<
+  Qcow2CreateOptions,
+  'compat' | 'clusterSize' | 'refcountBits' | 'extendedL2'
+>;
+
+/** How large the parts of an image are. */
+export interface Geometry {
+  /** Version of the format. */
+  version: 2 | 3;
+  /** Bytes. */
+  clusterSize: number;
+  /** Refcounts have 2^refcountOrder bits. */
+  refcountOrder: number;
+  /** Bytes of an L2 entry: 8, or 16 with extended L2 entries. */
+  l2EntrySize: 8 | 16;
+}
+
+/**
+ * How large the parts of an image with these options are.
+ * @throws {Qcow2Error} `INVALID_OPTION` for values that cannot be, or not together
+ */
+export function geometryOf(options: GeometryOptions): Geometry {
+  const { compat = '1.1', refcountBits = DEFAULT_REFCOUNT_BITS, extendedL2 = false } = options;
+  const { clusterSize = DEFAULT_CLUSTER_SIZE } = options;
+  const refcountOrder = Math.log2(refcountBits);
+  checkClusterSize(clusterSize);
+  if (extendedL2) checkExtendedL2(compat, clusterSize);
+  checkRefcounts(refcountOrder);
+  if (refcountBits !== DEFAULT_REFCOUNT_BITS) {
+    needsVersion3(compat, 'a refcount width other than 16 bits');
+  }
+  const version = COMPAT_LEVELS[compat];
+  return { version, clusterSize, refcountOrder, l2EntrySize: extendedL2 ? 16 : 8 };
+}
+
 /**
  * The header that a new image with these options has, with no tables in it yet.
  *
@@ -68,19 +104,13 @@ export function newHeader(
   options: Qcow2CreateOptions,
   { size, preallocation }: { size: number; preallocation: Preallocation },
 ): Qcow2Header {
-  const version = COMPAT_LEVELS[options.compat ?? '1.1'];
-  const clusterSize = options.clusterSize ?? DEFAULT_CLUSTER_SIZE;
-  const refcountOrder = Math.log2(options.refcountBits ?? DEFAULT_REFCOUNT_BITS);
-  checkClusterSize(clusterSize);
-  checkExtendedL2(options, clusterSize);
+  const { version, clusterSize, refcountOrder, l2EntrySize } = geometryOf(options);
   checkBacking(options, preallocation);
-  checkRefcounts(refcountOrder);
   checkVersion(options, version);
   checkDataFile(options);
-  const l2EntrySize = options.extendedL2 === true ? 16 : 8;
   const l2Entries = clusterSize / l2EntrySize;
   const l1Size = l1EntriesFor(size, { clusterSize, l2Entries });
-  checkSize(size, l1Size);
+  checkL1Size(size, l1Size);
   const features = featuresOf(options);
   const header: Qcow2Header = {
     version,
@@ -127,8 +157,7 @@ function checkClusterSize(clusterSize: number): void {
   throw invalid(`the cluster size must be a power of two from 512 to 2M, not ${clusterSize}`);
 }
 
-function checkExtendedL2({ extendedL2, compat }: Qcow2CreateOptions, clusterSize: number): void {
-  if (extendedL2 !== true) return;
+function checkExtendedL2(compat: CompatLevel, clusterSize: number): void {
   needsVersion3(compat, 'extended L2 entries');
   if (clusterSize < 2 ** MIN_CLUSTER_BITS_EXTENDED_L2) {
     throw invalid(`extended L2 entries need clusters of 16k or more, not ${clusterSize} bytes`);
@@ -164,11 +193,8 @@ function checkRefcounts(refcountOrder: number): void {
 
 function checkVersion(options: Qcow2CreateOptions, version: 2 | 3): void {
   if (version === 3) return;
-  const { compat, lazyRefcounts, refcountBits, dataFile, compressionType } = options;
+  const { compat, lazyRefcounts, dataFile, compressionType } = options;
   if (lazyRefcounts === true) needsVersion3(compat, 'lazy refcounts');
-  if ((refcountBits ?? DEFAULT_REFCOUNT_BITS) !== DEFAULT_REFCOUNT_BITS) {
-    needsVersion3(compat, 'a refcount width other than 16 bits');
-  }
   if (dataFile !== undefined) needsVersion3(compat, 'an external data file');
   if ((compressionType ?? 'zlib') !== 'zlib') {
     needsVersion3(compat, 'a compression type other than zlib');
@@ -196,7 +222,11 @@ function checkDataFile({ dataFile, dataFileRaw, backingFile }: Qcow2CreateOption
   }
 }
 
-function checkSize(size: number, l1Size: number): void {
+/**
+ * Checks that the L1 table of a disk of `size` bytes is not too large.
+ * @throws {Qcow2Error} `TOO_LARGE`
+ */
+export function checkL1Size(size: number, l1Size: number): void {
   if (l1Size <= MAX_L1_BYTES / 8) return;
   throw new Qcow2Error('TOO_LARGE', `a disk of ${size} bytes needs too large an L1 table`, {
     hint: 'an image with larger clusters can have a larger disk',

@@ -7,6 +7,7 @@ import { createImage } from '../../src/operations/create.ts';
 import type { CreateOptions } from '../../src/operations/create.ts';
 import { holdWithQemuIo } from '../support/lock-holder.ts';
 import { qemuImg, qemuImgJson, qemuIo, run } from '../support/qemu.ts';
+import { Random } from '../support/random.ts';
 import { sharedTemporaryDirectory, temporaryDirectory } from '../support/temp.ts';
 
 const KiB = 1024;
@@ -113,6 +114,29 @@ describe('the bytes of a new image are those of qemu-img create', () => {
     expect(statSync(ours).blocks * 512).toBeGreaterThanOrEqual(5 * MiB);
   });
 });
+
+it.each(Array.from({ length: 12 }, (_, index) => 100 + index))(
+  'seed %d: an image of any kind',
+  (seed) => {
+    const random = new Random(seed);
+    const clusterBits = random.pick([9, 10, 12, 14, 16, 18]);
+    const preallocation = random.pick(['off', 'metadata', 'falloc'] as const);
+    const list = [`cluster_size=${2 ** clusterBits}`, `preallocation=${preallocation}`];
+    const options: CreateOptions = { clusterSize: 2 ** clusterBits, preallocation };
+    if (random.oneIn(4)) {
+      options.compat = '0.10';
+      list.push('compat=0.10');
+    } else {
+      options.refcountBits = 2 ** random.below(7);
+      options.extendedL2 = clusterBits >= 14 && random.oneIn(2);
+      list.push(`refcount_bits=${options.refcountBits}`);
+      list.push(`extended_l2=${options.extendedL2 ? 'on' : 'off'}`);
+    }
+    const sectors = 2 ** (preallocation === 'off' ? clusterBits + 14 : clusterBits + 2);
+    options.size = 512 * random.below(Math.min(sectors, 2 ** 22));
+    expect([list, makeBoth(options, list.join(',')).isEqual]).toEqual([list, true]);
+  },
+);
 
 it('an image with preallocated metadata can be written by both', () => {
   createImage(ours, { size: 3 * MiB, clusterSize: 4 * KiB, preallocation: 'metadata' });
