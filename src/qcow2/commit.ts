@@ -8,7 +8,8 @@
  * 1. Guest data, new (empty or copied) L2 tables and new refcount blocks go to the file as they are
  *    made, into clusters that nothing in the file points at. Refcounts that were raised follow.
  *    -- flush --
- * 2. The refcount table names new blocks; a table that grew is written whole to its new place.
+ * 2. The refcount table names new blocks, those that others are counted by first; a table that grew
+ *    is written whole to its new place.
  *    -- flush, and for a table that moved: the header, flush --
  * 3. L2 entries point at the new data.
  *    -- flush --
@@ -123,21 +124,22 @@ export class Committer {
 
   #commitRefcountTable(): void {
     const { refcounts, headerWriter, allocator } = this.#parts;
-    if (!refcounts.isTableDirty) return;
-    const { refcountTableOffset, refcountTableClusters } = headerWriter.header;
-    const moved = refcounts.writeTable();
-    this.flushFiles();
-    if (moved !== undefined) {
-      headerWriter.update({
-        refcountTableOffset: moved.offset,
-        refcountTableClusters: moved.clusters,
-      });
-      // The header has changed, whether it can be flushed now or only later.
-      this.requireFlush();
-      allocator.free({ offset: refcountTableOffset, count: refcountTableClusters });
+    while (refcounts.isTableDirty) {
+      const { refcountTableOffset, refcountTableClusters } = headerWriter.header;
+      const moved = refcounts.writeTable();
+      this.flushFiles();
+      if (moved !== undefined) {
+        headerWriter.update({
+          refcountTableOffset: moved.offset,
+          refcountTableClusters: moved.clusters,
+        });
+        // The header has changed, whether it can be flushed now or only later.
+        this.requireFlush();
+        allocator.free({ offset: refcountTableOffset, count: refcountTableClusters });
+      }
+      refcounts.markTableWritten();
+      this.ensureFlushed();
     }
-    refcounts.markTableWritten();
-    this.ensureFlushed();
   }
 
   #write(cache: TableCache, table: TableName): void {

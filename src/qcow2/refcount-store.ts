@@ -171,7 +171,9 @@ export class RefcountStore {
   }
 
   /**
-   * Writes the entries of new blocks, or all of a table that moved; the blocks are in the file.
+   * Writes entries of new blocks, or all of a table that moved; the blocks are in the file. A block
+   * that is counted by another new one has to wait until that one's entry is durable, so the caller
+   * flushes, calls {@link markTableWritten}, and goes on until {@link isTableDirty} is false.
    * @returns where the table is now, if the header has to say so
    */
   writeTable(): RefcountTableLocation | undefined {
@@ -179,17 +181,27 @@ export class RefcountStore {
       this.#file.write(encodeTable(this.#table), this.#movedTable.offset);
       return this.#movedTable;
     }
-    for (const index of this.#dirtyEntries) {
+    for (const index of this.#writableEntries()) {
       const entry = encodeTable(this.#table.subarray(index, index + 1));
       this.#file.write(entry, this.#header.refcountTableOffset + index * 8);
     }
     return undefined;
   }
 
-  /** Counts the table as written. */
+  /** Counts what {@link writeTable} wrote as written. */
   markTableWritten(): void {
-    this.#dirtyEntries.clear();
+    if (this.#movedTable !== undefined) this.#dirtyEntries.clear();
+    for (const index of this.#writableEntries()) this.#dirtyEntries.delete(index);
     this.#movedTable = undefined;
+  }
+
+  /** New blocks that are counted by themselves, or by one that the table in the file has. */
+  #writableEntries(): number[] {
+    return [...this.#dirtyEntries].filter((index) => {
+      const cluster = this.#table[index]! / this.#header.clusterSize;
+      const owner = Math.floor(cluster / this.blockEntries);
+      return owner === index || !this.#dirtyEntries.has(owner);
+    });
   }
 
   // ---- For atomic updates -------------------------------------------------------------------
