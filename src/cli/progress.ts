@@ -6,7 +6,7 @@
 import { constants } from 'node:os';
 import { setImmediate } from 'node:timers/promises';
 import { percentOf } from '../operations/progress.ts';
-import type { Progress, Steps } from '../operations/progress.ts';
+import type { AsyncSteps, Progress, Steps } from '../operations/progress.ts';
 import type { CommandIo } from './command.ts';
 
 /** How {@link ProgressReporter} shows progress. */
@@ -100,7 +100,7 @@ const INTERRUPTS: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGHUP'];
  * @throws {InterruptedError} if a signal stopped it
  */
 export async function driveSteps<Result>(
-  steps: Steps<Result>,
+  steps: Steps<Result> | AsyncSteps<Result>,
   { reporter, interruptible = false }: DriveOptions,
 ): Promise<Result> {
   let interrupt: NodeJS.Signals | undefined;
@@ -116,7 +116,7 @@ export async function driveSteps<Result>(
   try {
     let turn = performance.now();
     for (;;) {
-      const next = steps.next();
+      const next = await steps.next();
       if (next.done === true) return next.value;
       reporter.update(next.value);
       if (performance.now() - turn < TURN_MS) continue;

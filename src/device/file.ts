@@ -47,6 +47,11 @@ export class FileDevice implements HostFile {
   readonly isBlockDevice: boolean;
   /** Whether writes past the end make the file longer. */
   growable: boolean;
+  /**
+   * Whether {@link flush} does so (default true). Without it what was written reaches the disk when
+   * the host likes: for files that are made anew if the host fails before they are finished.
+   */
+  durable = true;
   #fd: number;
   #size: number;
   /** The first flush that failed; see {@link flush}. */
@@ -213,7 +218,7 @@ export class FileDevice implements HostFile {
    * @throws {Qcow2Error} `HOST` if the host cannot promise it, `TRUNCATED` if the file shrank
    */
   flush(): void {
-    if (this.readOnly) return;
+    if (this.readOnly || !this.durable) return;
     if (this.#lostWrites !== undefined) {
       throw new Qcow2Error('HOST', 'an earlier flush failed, and what was written may be lost', {
         file: this.path,

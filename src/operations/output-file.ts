@@ -2,7 +2,7 @@
  * The file or block device that an operation writes a whole disk to.
  *
  * An existing file is truncated, but never before it is known to be neither an input nor a block
- * device that something else uses. A file that did not exist before is removed again if the
+ * device that something else uses, and that nobody has it open as an image. A file that did not exist before is removed again if the
  * operation does not finish.
  */
 
@@ -21,6 +21,7 @@ import type { Stats } from 'node:fs';
 import { FileDevice } from '../device/file.ts';
 import { hostError, Qcow2Error } from '../errors.ts';
 import { fallocate } from '../host/fallocate.ts';
+import { lockFile, LockRequests } from '../host/locks.ts';
 
 /** How an {@link OutputFile} is opened. */
 export interface OutputFileOptions {
@@ -30,6 +31,11 @@ export interface OutputFileOptions {
   mode: 'create' | 'existing';
   /** Files that are read meanwhile: none of them may be the output. */
   inputs: readonly string[];
+  /**
+   * With `create`, whether a file has space for all of it (default off): `falloc` reserves it,
+   * `full` writes zeroes to it.
+   */
+  preallocation?: 'off' | 'falloc' | 'full' | undefined;
 }
 
 const ZEROES = Buffer.alloc(1024 * 1024);
@@ -45,9 +51,10 @@ export class OutputFile {
 
   /**
    * @throws {Qcow2Error} `HOST` if it cannot be opened, `REFUSED` if it is an input, or a block
-   * device that is mounted or otherwise used, `OUT_OF_RANGE` if it is too small
+   * device that is mounted or otherwise used, `LOCKED` if somebody has it open as an image,
+   * `OUT_OF_RANGE` if it is too small, `INVALID_OPTION` for a block device with preallocation
    */
-  constructor(path: string, { size, mode, inputs }: OutputFileOptions) {
+  constructor(path: string, { size, mode, inputs, preallocation = 'off' }: OutputFileOptions) {
     this.path = path;
     const { fd, isNew } = openForWriting(path, mode);
     this.#fd = fd;
@@ -60,19 +67,16 @@ export class OutputFile {
         });
       }
       refuseInputs(path, stats, inputs);
+      this.#lock();
       this.isEmpty = mode === 'create' && stats.isFile();
       if (this.isEmpty) {
         resize(fd, path, { from: stats.size, to: size });
+        this.#preallocate(size, preallocation);
       } else {
+        if (preallocation !== 'off') throw notPreallocated(path, preallocation);
         using device = new FileDevice(path);
         const available = device.size;
-        if (available < size) {
-          throw new Qcow2Error(
-            'OUT_OF_RANGE',
-            `the output has ${available} bytes, fewer than the ${size} of the input`,
-            { file: path },
-          );
-        }
+        if (available < size) throw tooSmall(path, available, size);
       }
     } catch (error) {
       this.abandon();
@@ -136,6 +140,21 @@ export class OutputFile {
     }
   }
 
+  #lock(): void {
+    try {
+      lockFile({ fd: this.#fd, path: this.path }, LockRequests.raw.write);
+    } catch (error) {
+      // Nobody else knows of a file that was just made: it need not be possible to lock it.
+      const isLocked = error instanceof Qcow2Error && error.code === 'LOCKED';
+      if (!this.isNew || isLocked) throw error;
+    }
+  }
+
+  #preallocate(size: number, mode: NonNullable<OutputFileOptions['preallocation']>): void {
+    const isReserved = mode === 'falloc' && this.tryAllocate(0, size);
+    if (mode !== 'off' && !isReserved) this.writeZeroes(0, size);
+  }
+
   #close(): void {
     if (this.#fd < 0) return;
     closeSync(this.#fd);
@@ -172,7 +191,21 @@ function openForWriting(
   }
 }
 
-function refuseInputs(path: string, output: Stats, inputs: readonly string[]): void {
+function notPreallocated(path: string, mode: string): Qcow2Error {
+  return new Qcow2Error('INVALID_OPTION', `preallocation=${mode} is for files only`, {
+    file: path,
+    hint: 'the space of a block device is its own already',
+  });
+}
+
+/**
+ * Makes sure that a file that is about to be written to is none of those that are read.
+ *
+ * @param path of that file
+ * @param output what is known of it
+ * @throws {Qcow2Error} `REFUSED` if it is one of `inputs`
+ */
+export function refuseInputs(path: string, output: Stats, inputs: readonly string[]): void {
   for (const input of inputs) {
     const stats = statSync(input, { throwIfNoEntry: false });
     if (stats === undefined || identityOf(stats) !== identityOf(output)) continue;
@@ -180,6 +213,15 @@ function refuseInputs(path: string, output: Stats, inputs: readonly string[]): v
       input === path ? 'the output is also an input' : `the output is the same file as ${input}`;
     throw new Qcow2Error('REFUSED', problem, { file: path, hint: 'nothing was written' });
   }
+}
+
+/** An error for an output that exists and cannot hold the input. Sizes are in bytes. */
+export function tooSmall(path: string, available: number, size: number): Qcow2Error {
+  return new Qcow2Error(
+    'OUT_OF_RANGE',
+    `the output has ${available} bytes, fewer than the ${size} of the input`,
+    { file: path },
+  );
 }
 
 /** Tells whether two paths are one file; several device nodes may be one block device. */

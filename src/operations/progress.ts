@@ -14,6 +14,9 @@ export interface Progress {
 /** A running operation: yields its progress, returns its result. */
 export type Steps<Result> = Generator<Progress, Result, void>;
 
+/** As {@link Steps}, of an operation that waits for others on the way. */
+export type AsyncSteps<Result> = AsyncGenerator<Progress, Result, void>;
+
 /** Runs an operation to its end. */
 export function runSteps<Result>(steps: Steps<Result>): Result {
   for (;;) {

@@ -38,23 +38,35 @@ export class CompressedWriter {
    * @throws {Qcow2Error} as writing does; `UNSUPPORTED` for an image with an external data file
    */
   write(source: Uint8Array, offset: number): void {
-    const { header } = this.#context;
-    if (header.hasExternalDataFile) {
-      throw new Qcow2Error(
-        'UNSUPPORTED',
-        'an image with an external data file cannot have compressed clusters',
-        { hint: 'write it uncompressed' },
-      );
-    }
-    const { clusterSize } = header;
+    this.#checkPossible();
+    const { clusterSize } = this.#context.header;
     for (let done = 0; done < source.length; done += clusterSize) {
       this.#writeCluster(source.subarray(done, done + clusterSize), offset + done);
     }
   }
 
+  /**
+   * Stores a cluster that has been compressed already.
+   * @param compressed fewer bytes than a cluster has
+   * @throws {Qcow2Error} as {@link write}
+   */
+  store(compressed: Uint8Array, guest: number): void {
+    this.#checkPossible();
+    this.#compressed.set(compressed);
+    this.#storeCluster(compressed.length, guest);
+  }
+
+  #checkPossible(): void {
+    if (!this.#context.header.hasExternalDataFile) return;
+    throw new Qcow2Error(
+      'UNSUPPORTED',
+      'an image with an external data file cannot have compressed clusters',
+      { hint: 'write it uncompressed' },
+    );
+  }
+
   #writeCluster(data: Uint8Array, guest: number): void {
-    const { header, editor, allocator, committer, metadata } = this.#context;
-    const { clusterSize, l2Entries } = header;
+    const { clusterSize } = this.#context.header;
     let cluster = data;
     if (data.length < clusterSize) {
       cluster = this.#padded;
@@ -66,13 +78,20 @@ export class CompressedWriter {
       this.#writer.write(data, guest);
       return;
     }
+    this.#storeCluster(length, guest);
+  }
+
+  /** Stores the compressed bytes that are in the buffer. */
+  #storeCluster(length: number, guest: number): void {
+    const { header, editor, allocator, committer, metadata } = this.#context;
+    const { clusterSize, l2Entries } = header;
     const index = guest / clusterSize;
     const l1Index = Math.floor(index / l2Entries);
     const table = editor.writableTable(l1Index);
     const hostOffset = allocator.allocateBytes(length);
     try {
       metadata.checkClear(hostOffset, length, 'compressed cluster');
-      this.#store(hostOffset, length);
+      this.#writeBuffer(hostOffset, length);
       committer.noteNewData();
       const l2Index = index - l1Index * l2Entries;
       const { words, firstIndex } = editor.modify(table, l2Index);
@@ -90,7 +109,7 @@ export class CompressedWriter {
     }
   }
 
-  #store(hostOffset: number, length: number): void {
+  #writeBuffer(hostOffset: number, length: number): void {
     const { file } = this.#context;
     // Readers take whole sectors, so the file should not end inside the last one.
     const end = alignUp(hostOffset + length, SECTOR_BYTES);

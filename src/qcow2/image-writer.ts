@@ -61,6 +61,12 @@ export interface WriteEngine extends WriteContext {
   readonly passDiscard: PassDiscard;
 }
 
+/** The part of a disk that is in one cluster. */
+interface GuestCluster {
+  offset: number;
+  length: number;
+}
+
 const MAINTAINED_AUTOCLEAR = AutoclearFeature.BITMAPS | AutoclearFeature.RAW_EXTERNAL_DATA;
 
 /** Changes one image: see the head of this file. */
@@ -93,6 +99,15 @@ export class ImageWriter {
       engine.bitmaps?.markDirty(offset, source.length);
       this.#compressed ??= new CompressedWriter(engine, engine.disk);
       this.#compressed.write(source, offset);
+    });
+  }
+
+  /** Stores one cluster, of `length` bytes within the disk, that has been compressed already. */
+  storeCompressed(compressed: Uint8Array, { offset, length }: GuestCluster): void {
+    this.change((engine) => {
+      engine.bitmaps?.markDirty(offset, length);
+      this.#compressed ??= new CompressedWriter(engine, engine.disk);
+      this.#compressed.store(compressed, offset);
     });
   }
 

@@ -14,6 +14,7 @@ import { decodeHeader, firstClusterSize, V3_HEADER_BYTES } from '../format/qcow2
 import type { Qcow2Header } from '../format/qcow2/header.ts';
 import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import { DEFAULT_CLUSTER_CACHE_BYTES, DEFAULT_METADATA_CACHE_BYTES } from '../limits.ts';
+import { assert } from '../util/assert.ts';
 import type { PassDiscard } from './allocator.ts';
 import { dirtyRanges, readBitmapDirectory } from './bitmaps.ts';
 import type { BitmapInfo, DirtyRange } from './bitmaps.ts';
@@ -176,6 +177,28 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
       });
     }
     writer.writeCompressed(source, offset);
+  }
+
+  /**
+   * Stores a cluster that has been compressed already, by other threads perhaps. What the cluster
+   * holds is not looked at.
+   *
+   * @param compressed what `clusterEncoder` (compression/codec.ts) made of a whole cluster, with
+   * zeroes past the end of the disk, by the image's compression type
+   * @param offset a multiple of the cluster size
+   * @throws {Qcow2Error} as {@link writeCompressed}
+   */
+  storeCompressed(compressed: Uint8Array, offset: number): void {
+    const writer = this.#writable();
+    const { clusterSize } = this.header;
+    checkRange(offset, 1, this.size);
+    assert(offset % clusterSize === 0, 'a compressed cluster has a whole cluster for itself');
+    assert(
+      compressed.length > 0 && compressed.length < clusterSize,
+      'a compressed cluster is smaller than it was',
+    );
+    const length = Math.min(clusterSize, this.size - offset);
+    writer.storeCompressed(compressed, { offset, length });
   }
 
   /**

@@ -173,7 +173,7 @@ describe('signals', () => {
 
 describe('bad use', () => {
   test.each([
-    [['-O', 'qcow2', 'a', 'b'], "cannot write images of format 'qcow2'; use -O raw"],
+    [['-O', 'vmdk', 'a', 'b'], "-O must be one of qcow2, raw, not 'vmdk'"],
     [['-f', 'vmdk', 'a', 'b'], "-f must be one of qcow2, raw, not 'vmdk'"],
     [['-S', '100', 'a', 'b'], "-S must be 0 or a multiple of 512 up to 16M, not '100'"],
     [['-S', '17M', 'a', 'b'], "-S must be 0 or a multiple of 512 up to 16M, not '17M'"],
@@ -185,7 +185,25 @@ describe('bad use', () => {
     [['--target-is-zero', 'a', 'b'], '--target-is-zero requires -n'],
     [['-l', 'x', 'a', 'b', 'c'], '-l reads a snapshot of one image; there are several'],
     [['a'], 'expected IMAGE… OUTPUT'],
-    [['-c', 'a', 'b'], 'unknown option -c'],
+    [['-c', 'a', 'b'], '-c is for -O qcow2: a raw image cannot be compressed'],
+    [['-O', 'qcow2', '-c', '-o', 'preallocation=full', 'a', 'b'], '-c cannot be with prealloc'],
+    [['-O', 'qcow2', '-c', '-o', 'data_file=d', 'a', 'b'], '-c cannot be with data_file'],
+    [['-C', '-S', '4k', 'a', 'b'], '-C cannot be with -S'],
+    [['-O', 'qcow2', '-C', '-c', 'a', 'b'], '-C cannot be with -c'],
+    [['-C', '--salvage', 'a', 'b'], '-C cannot be with --salvage'],
+    [['-B', 'x', '-F', 'raw', 'a', 'b'], 'a raw image has no backing file'],
+    [['-O', 'qcow2', '-B', 'x', '-F', 'raw', 'a', 'b', 'c'], '-B is for one image'],
+    [['-n', '-o', 'compat=v3', '-O', 'qcow2', 'a', 'b'], '-o has no effect with -n'],
+    [['-n', '--target-is-zero', '-O', 'qcow2', '-B', 'x', 'a', 'b'], 'cannot be with -B'],
+    [['-O', 'qcow2', '-o', 'odd=1', 'a', 'b'], "a qcow2 image has no option 'odd'"],
+    [['-o', 'preallocation=metadata', 'a', 'b'], 'must be one of'],
+    [['--bitmaps', 'a', 'b'], '--bitmaps is for -O qcow2'],
+    [['--bitmaps', '-O', 'qcow2', 'a', 'b', 'c'], '--bitmaps is for one image'],
+    [['--skip-broken-bitmaps', 'a', 'b'], '--skip-broken-bitmaps requires --bitmaps'],
+    [['-r', 'odd', 'a', 'b'], "the rate limit 'odd' is not a size"],
+    [['--image-opts', 'a', 'b'], '--image-opts is not supported here'],
+    [['--target-image-opts', 'a', 'b'], '--target-image-opts is not supported here'],
+    [['--object', 'secret', 'a', 'b'], '--object is not supported here'],
   ])('%j', async (args, message) => {
     const { exitCode, stdout, stderr } = await convert(...args);
     expect({ exitCode, stdout }).toEqual({ exitCode: 1, stdout: '' });

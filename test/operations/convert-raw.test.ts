@@ -13,8 +13,10 @@ import { describe, expect, test } from 'vitest';
 import { FileDevice } from '../../src/device/file.ts';
 import { MemoryDevice, NullDevice } from '../../src/device/memory.ts';
 import { Qcow2Error } from '../../src/errors.ts';
-import { convertToRaw, convertToRawSteps, rawSizeOf } from '../../src/operations/convert-raw.ts';
-import type { ConvertRawOptions } from '../../src/operations/convert-raw.ts';
+import type { BlockDevice } from '../../src/device/block-device.ts';
+import { ConcatenatedDevice } from '../../src/operations/concatenated.ts';
+import { convertSteps } from '../../src/operations/convert.ts';
+import { chunkBytesFor, RawTarget, sparseSpec } from '../../src/operations/convert-raw.ts';
 import { OutputFile } from '../../src/operations/output-file.ts';
 import type { OutputFileOptions } from '../../src/operations/output-file.ts';
 import { makeRaw, MiB, qemu, run, scratch } from './scratch.ts';
@@ -23,29 +25,54 @@ import { describePeers } from '../support/peers.ts';
 
 const noise = randomBytes(300 * 1024);
 
-interface Conversion extends ConvertRawOptions {
+interface RawOptions {
+  sparseBytes?: number;
+  outputIsZero?: boolean;
+}
+
+interface Conversion extends RawOptions {
   mode?: OutputFileOptions['mode'];
 }
 
+/** Copies devices to an output. @returns how far it was after each step, in bytes */
+async function convertToRaw(
+  devices: readonly BlockDevice[],
+  output: OutputFile,
+  { sparseBytes = 4096, outputIsZero = output.isEmpty }: RawOptions = {},
+): Promise<number[]> {
+  const source = new ConcatenatedDevice(devices);
+  const target = new RawTarget(output, { total: source.size, sparseBytes, outputIsZero });
+  const chunkBytes = chunkBytesFor(sparseBytes, 2 * MiB);
+  const sparse = sparseSpec(sparseBytes);
+  const spec = { chunkBytes, sparse, compression: undefined, salvage: false };
+  const seen: number[] = [];
+  for await (const { done } of convertSteps(source, target, { spec })) seen.push(done);
+  return seen;
+}
+
 /** Converts raw files with this package. */
-function convert(
+async function convert(
   sources: string[],
   target: string,
   { mode = 'create', ...options }: Conversion = {},
 ) {
   const devices = sources.map((path) => new FileDevice(path));
-  const output = new OutputFile(target, { size: rawSizeOf(devices), mode, inputs: sources });
-  convertToRaw(devices, output, options);
+  const { size } = new ConcatenatedDevice(devices);
+  const output = new OutputFile(target, { size, mode, inputs: sources });
+  await convertToRaw(devices, output, options);
   output.finish({ flush: false });
   for (const device of devices) device.close();
 }
 
 /** Converts with both, and expects the same bytes in about the same space. */
-function expectAsQemu(sources: string[], options: Conversion & { flags?: string[] } = {}): string {
+async function expectAsQemu(
+  sources: string[],
+  options: Conversion & { flags?: string[] } = {},
+): Promise<string> {
   const { flags = [], ...conversion } = options;
   const [ours, theirs] = [scratch('ours.raw'), scratch('theirs.raw')];
   if (options.mode !== 'existing') for (const path of [ours, theirs]) rmSync(path, { force: true });
-  convert(sources, ours, conversion);
+  await convert(sources, ours, conversion);
   qemu('qemu-img', 'convert', ...flags, '-f', 'raw', '-O', 'raw', ...sources, theirs);
   expect(run('cmp', [ours, theirs])).toEqual({ status: 0, stdout: '', stderr: '' });
   const [ourBlocks, theirBlocks] = [statSync(ours).blocks, statSync(theirs).blocks];
@@ -62,24 +89,24 @@ describePeers(['qemu-img', 'cmp'], 'as qemu-img convert -O raw', () => {
     [7 * MiB - 300 * 1024, noise],
   ];
 
-  test('a sparse file', () => {
+  test('a sparse file', async () => {
     const source = makeRaw('source.raw', 8 * MiB, sparse);
-    const output = expectAsQemu([source]);
+    const output = await expectAsQemu([source]);
     expect(statSync(output).blocks * 512).toBeLessThan(MiB);
   });
 
-  test.each([0, 1, 511, 512, 513, 1000, 4095, MiB + 1])('a file of %i bytes', (size) => {
+  test.each([0, 1, 511, 512, 513, 1000, 4095, MiB + 1])('a file of %i bytes', async (size) => {
     const source = makeRaw(
       'source.raw',
       size,
       size === 0 ? [] : [[size - 1, noise.subarray(0, 1)]],
     );
-    expect(statSync(expectAsQemu([source])).size).toBe(Math.ceil(size / 512) * 512);
+    expect(statSync(await expectAsQemu([source])).size).toBe(Math.ceil(size / 512) * 512);
   });
 
   test.each([512, 1024, 4096, 8192, 65536, 1536, 1048576, 2 * MiB + 512, 16 * MiB])(
     'holes of %i bytes',
-    (sparseBytes) => {
+    async (sparseBytes) => {
       const source = makeRaw('source.raw', 8 * MiB, [
         ...sparse,
         [MiB, Buffer.alloc(700 * 1024)],
@@ -87,56 +114,61 @@ describePeers(['qemu-img', 'cmp'], 'as qemu-img convert -O raw', () => {
         [MiB + 12288, noise.subarray(0, 512)],
         [MiB + 100 * 1024, noise.subarray(0, 4096)],
       ]);
-      const output = expectAsQemu([source], { sparseBytes, flags: ['-S', String(sparseBytes)] });
+      const output = await expectAsQemu([source], {
+        sparseBytes,
+        flags: ['-S', String(sparseBytes)],
+      });
       expect(readFileSync(output).equals(readFileSync(source))).toBe(true);
     },
   );
 
-  test('-S 0 allocates everything', () => {
+  test('-S 0 allocates everything', async () => {
     const source = makeRaw('source.raw', 8 * MiB, sparse);
-    const output = expectAsQemu([source], { sparseBytes: 0, flags: ['-S', '0'] });
+    const output = await expectAsQemu([source], { sparseBytes: 0, flags: ['-S', '0'] });
     expect(statSync(output).blocks * 512).toBeGreaterThanOrEqual(8 * MiB);
   });
 
-  test('several sources one behind the other, at odd sizes', () => {
+  test('several sources one behind the other, at odd sizes', async () => {
     const first = makeRaw('first.raw', 1000, [[0, noise.subarray(0, 1000)]]);
     const second = makeRaw('second.raw', 3 * MiB + 5000, [[2 * MiB + 77, noise]]);
     const third = makeRaw('third.raw', 5 * MiB, [[1, noise]]);
-    const output = expectAsQemu([first, second, third]);
+    const output = await expectAsQemu([first, second, third]);
     expect(statSync(output).size).toBe(1024 + 3 * MiB + 5120 + 5 * MiB);
   });
 
-  test.each([{}, { sparseBytes: 0 }])('-n into an existing file, with %o', (options) => {
+  test.each([{}, { sparseBytes: 0 }])('-n into an existing file, with %o', async (options) => {
     const source = makeRaw('source.raw', 4 * MiB, sparse.slice(0, 2));
     const old = randomBytes(5 * MiB);
     for (const name of ['ours.raw', 'theirs.raw']) makeRaw(name, 5 * MiB, [[0, old]]);
     const flags = ['-n', ...('sparseBytes' in options ? ['-S', '0'] : [])];
-    const output = readFileSync(expectAsQemu([source], { mode: 'existing', flags, ...options }));
+    const output = readFileSync(
+      await expectAsQemu([source], { mode: 'existing', flags, ...options }),
+    );
     expect(output.subarray(4 * MiB).equals(old.subarray(4 * MiB))).toBe(true);
   });
 
-  test('an existing file is truncated', () => {
+  test('an existing file is truncated', async () => {
     const source = makeRaw('source.raw', 4 * MiB, sparse.slice(0, 2));
     const target = makeRaw('old.raw', 8 * MiB, [[0, randomBytes(8 * MiB)]]);
-    convert([source], target);
+    await convert([source], target);
     expect(readFileSync(target).equals(readFileSync(source))).toBe(true);
     expect(statSync(target).blocks * 512).toBeLessThan(MiB);
   });
 
-  test('random layouts', () => {
+  test('random layouts', async () => {
     const piece = fc.tuple(
       fc.nat(4 * MiB),
       fc.constantFrom(noise, Buffer.alloc(200 * 1024), noise.subarray(0, 3000), Buffer.from([1])),
     );
     const layout = fc.array(piece, { maxLength: 6 });
     const sparseBytes = fc.constantFrom(512, 4096, 65536);
-    fc.assert(
-      fc.property(
+    await fc.assert(
+      fc.asyncProperty(
         layout,
         fc.integer({ min: 5 * MiB, max: 6 * MiB }),
         sparseBytes,
-        (pieces, size, bytes) => {
-          expectAsQemu([makeRaw('source.raw', size, pieces)], {
+        async (pieces, size, bytes) => {
+          await expectAsQemu([makeRaw('source.raw', size, pieces)], {
             sparseBytes: bytes,
             flags: ['-S', String(bytes)],
           });
@@ -147,7 +179,7 @@ describePeers(['qemu-img', 'cmp'], 'as qemu-img convert -O raw', () => {
   });
 });
 
-test('an output that cannot free space has its zeroes written', () => {
+test('an output that cannot free space has its zeroes written', async () => {
   const old = randomBytes(3 * MiB);
   const target = makeRaw('old.raw', 3 * MiB, [[0, old]]);
   const source = Buffer.alloc(2 * MiB);
@@ -155,16 +187,16 @@ test('an output that cannot free space has its zeroes written', () => {
   const sources = [new MemoryDevice(source), new NullDevice(MiB / 2)];
   const output = new OutputFile(target, { size: 2.5 * MiB, mode: 'existing', inputs: [] });
   output.tryZero = () => false;
-  convertToRaw(sources, output);
+  await convertToRaw(sources, output);
   output.finish({ flush: true });
   const expected = Buffer.concat([source, Buffer.alloc(MiB / 2), old.subarray(2.5 * MiB)]);
   expect(readFileSync(target).equals(expected)).toBe(true);
 });
 
-test('an output that is known to be zero is not touched where the source is zero', () => {
+test('an output that is known to be zero is not touched where the source is zero', async () => {
   const target = makeRaw('old.raw', 2 * MiB, [[MiB, noise.subarray(0, 4096)]]);
   const output = new OutputFile(target, { size: MiB, mode: 'existing', inputs: [] });
-  convertToRaw([new NullDevice(MiB)], output, { outputIsZero: true });
+  await convertToRaw([new NullDevice(MiB)], output, { outputIsZero: true });
   output.finish({ flush: false });
   expect(statSync(target).blocks).toBeLessThan(64);
   expect(
@@ -174,11 +206,11 @@ test('an output that is known to be zero is not touched where the source is zero
   ).toBe(true);
 });
 
-test('progress goes up to the whole', () => {
+test('progress goes up to the whole', async () => {
   const target = scratch('progress.raw');
   const sources = [new NullDevice(MiB), new MemoryDevice(new Uint8Array(4 * MiB))];
   const output = new OutputFile(target, { size: 5 * MiB, mode: 'create', inputs: [] });
-  const seen = [...convertToRawSteps(sources, output)].map(({ done }) => done / MiB);
+  const seen = (await convertToRaw(sources, output)).map((done) => done / MiB);
   output.finish({ flush: false });
   expect(seen).toEqual([1, 2, 4, 5]);
 });
@@ -245,14 +277,12 @@ describe('OutputFile', () => {
   });
 });
 
-test('a source that cannot be read is an error', () => {
+test('a source that cannot be read is an error', async () => {
   const source = new MemoryDevice(new Uint8Array(MiB));
   source.read = () => {
     throw new Qcow2Error('CORRUPT', 'it is broken');
   };
   const output = new OutputFile(scratch('broken.raw'), { size: MiB, mode: 'create', inputs: [] });
-  expect(() => {
-    convertToRaw([source], output);
-  }).toThrow('it is broken');
+  await expect(convertToRaw([source], output)).rejects.toThrow('it is broken');
   expect(output.abandon()).toBe('removed');
 });

@@ -1,0 +1,265 @@
+/** The options of `qcow2 convert`: what they are, and which of them go together. */
+
+import { DEFAULT_SPARSE_BYTES, MAX_SPARSE_BYTES } from '../operations/convert-raw.ts';
+import type { CreateOptions } from '../operations/create.ts';
+import { usageError } from './command.ts';
+import type { OptionDefinition, ParsedArguments } from './command.ts';
+import { parseCreationOptions, toCreateOptions } from './creation-options.ts';
+import {
+  CACHE_MODES,
+  FORCE_SHARE_OPTION,
+  formatOption,
+  IMAGE_FORMATS,
+  REFERENCE_OPTIONS,
+} from './image-options.ts';
+import { parseSize } from './size.ts';
+
+const DEFAULT_THREADS = 8;
+const MAX_THREADS = 16;
+
+/** Options of the command, in the order of its help. */
+export const CONVERT_OPTIONS = {
+  format: {
+    kind: 'value',
+    short: 'f',
+    placeholder: 'FORMAT',
+    description: 'format of the images (default: probed)',
+    choices: IMAGE_FORMATS,
+  },
+  'output-format': {
+    kind: 'value',
+    short: 'O',
+    placeholder: 'FORMAT',
+    description: 'format of the output (default raw)',
+    choices: IMAGE_FORMATS,
+  },
+  option: {
+    kind: 'list',
+    short: 'o',
+    placeholder: 'NAME=VALUE,…',
+    description: 'what the output is to be; -o help lists it all',
+  },
+  compress: { kind: 'flag', short: 'c', description: 'compress the output (qcow2)' },
+  backing: {
+    kind: 'value',
+    short: 'B',
+    placeholder: 'FILE',
+    description: 'backing file of the output: it keeps what the image itself does not hold',
+  },
+  'output-backing-format': {
+    kind: 'value',
+    short: 'F',
+    placeholder: 'FORMAT',
+    description: 'format of the backing file; required with one',
+  },
+  snapshot: {
+    kind: 'value',
+    short: 'l',
+    placeholder: 'SNAPSHOT',
+    description: 'read this snapshot: ID, name, or snapshot.id=ID,snapshot.name=NAME',
+  },
+  'no-create': {
+    kind: 'flag',
+    short: 'n',
+    description: 'write into an output that exists and is large enough',
+  },
+  'target-is-zero': { kind: 'flag', description: 'with -n: the output reads as zeroes already' },
+  'sparse-size': {
+    kind: 'value',
+    short: 'S',
+    placeholder: 'SIZE',
+    description: 'zeroes that are left out (default 4k); 0 allocates everything',
+  },
+  salvage: { kind: 'flag', description: 'write zeroes for what cannot be read, and go on' },
+  bitmaps: { kind: 'flag', description: 'refused: bitmaps are not copied' },
+  'skip-broken-bitmaps': {
+    kind: 'flag',
+    description: 'refused, as --bitmaps is',
+  },
+  coroutines: {
+    kind: 'value',
+    short: 'm',
+    placeholder: 'N',
+    description: `threads to use at most, 1 to ${MAX_THREADS} (default ${DEFAULT_THREADS})`,
+  },
+  'out-of-order': {
+    kind: 'flag',
+    short: 'W',
+    description: 'accepted: all threads are used, and what is written is the same each time',
+  },
+  offload: {
+    kind: 'flag',
+    short: 'C',
+    description: 'accepted: the copy is the same',
+  },
+  'rate-limit': {
+    kind: 'value',
+    short: 'r',
+    placeholder: 'SIZE',
+    description: 'bytes to write in a second at most',
+  },
+  progress: { kind: 'flag', short: 'p', description: 'show progress' },
+  quiet: { kind: 'flag', short: 'q', description: 'print nothing but errors' },
+  ...REFERENCE_OPTIONS,
+  ...FORCE_SHARE_OPTION,
+  cache: {
+    kind: 'value',
+    short: 't',
+    placeholder: 'MODE',
+    description: 'cache mode of the output; all but unsafe (the default) flush it',
+    choices: CACHE_MODES,
+  },
+  'source-cache': {
+    kind: 'value',
+    short: 'T',
+    placeholder: 'MODE',
+    description: 'cache mode of the images; accepted, and all alike here',
+    choices: CACHE_MODES,
+  },
+  'image-opts': { kind: 'flag', description: 'refused: images are given by file name' },
+  'target-image-opts': { kind: 'flag', description: 'refused: the output is given by file name' },
+  object: {
+    kind: 'value',
+    placeholder: 'OBJECT',
+    description: 'refused: it is for secrets of encrypted images',
+  },
+} as const satisfies Record<string, OptionDefinition>;
+
+/** What the options ask for. */
+export interface ConvertChoices {
+  outputFormat: 'qcow2' | 'raw';
+  /** Of the output that is made; its size is none of them. */
+  creation: CreateOptions;
+  isCreated: boolean;
+  isCompressed: boolean;
+  /** Whether what the image does not hold is left to what is behind the output. */
+  hasBacking: boolean;
+  snapshot: string | undefined;
+  /** The output is known to read as zeroes. */
+  outputIsZero: boolean;
+  sparseBytes: number;
+  salvage: boolean;
+  threads: number;
+  bytesPerSecond: number;
+  durable: boolean;
+}
+
+/**
+ * Reads the options.
+ * @param imageCount number of images that are read
+ * @throws {Qcow2Error} `INVALID_OPTION` for values that cannot be, or not together
+ */
+export function parseConvertOptions(args: ParsedArguments, imageCount: number): ConvertChoices {
+  refuseForeign(args);
+  const outputFormat = formatOption(args.value('output-format')).format ?? 'raw';
+  const isCreated = !args.flag('no-create');
+  const creation = parseCreation(args, outputFormat);
+  const isCompressed = args.flag('compress');
+  const snapshot = args.value('snapshot');
+  if (snapshot !== undefined && imageCount > 1) {
+    throw usageError('-l reads a snapshot of one image; there are several');
+  }
+  const hasBacking = args.value('backing') !== undefined || creation.backingFile !== undefined;
+  if (hasBacking && outputFormat === 'raw') throw usageError('a raw image has no backing file');
+  if (hasBacking && imageCount > 1) {
+    throw usageError('-B is for one image: several, one behind the other, have no backing file');
+  }
+  refuseBitmaps(args, imageCount, outputFormat);
+  if (isCompressed) checkCompression(outputFormat, creation);
+  if (args.flag('offload')) checkOffload(args);
+  const outputIsZero = args.flag('target-is-zero');
+  if (outputIsZero && isCreated) throw usageError('--target-is-zero requires -n');
+  if (outputIsZero && hasBacking) {
+    throw usageError('--target-is-zero cannot be with -B: the output reads as its backing file');
+  }
+  return {
+    outputFormat,
+    creation,
+    isCreated,
+    isCompressed,
+    hasBacking,
+    snapshot,
+    outputIsZero,
+    sparseBytes: parseSparseSize(args.value('sparse-size')),
+    salvage: args.flag('salvage'),
+    threads: parseThreads(args.value('coroutines')),
+    bytesPerSecond: parseSize(args.value('rate-limit') ?? '0', 'the rate limit'),
+    durable: (args.value('cache') ?? 'unsafe') !== 'unsafe',
+  };
+}
+
+function refuseForeign(args: ParsedArguments): void {
+  if (args.flag('image-opts')) {
+    throw usageError('--image-opts is not supported here; give images as file names, with -f');
+  }
+  if (args.flag('target-image-opts')) {
+    throw usageError('--target-image-opts is not supported here; give a file name, with -O and -n');
+  }
+  if (args.value('object') !== undefined) {
+    throw usageError('--object is not supported here: encrypted images are not written');
+  }
+}
+
+function parseCreation(args: ParsedArguments, format: 'qcow2' | 'raw'): CreateOptions {
+  const lists = args.list('option');
+  if (args.flag('no-create')) {
+    if (lists.length > 0) throw usageError('-o has no effect with -n: the output exists already');
+    return {};
+  }
+  const values = parseCreationOptions(format, lists);
+  const backing = args.value('backing');
+  const backingFormat = args.value('output-backing-format');
+  if (backing !== undefined && format === 'qcow2') values.set('backing_file', backing);
+  if (backingFormat !== undefined && format === 'qcow2') values.set('backing_fmt', backingFormat);
+  // As large as the images are, whatever else is said.
+  values.delete('size');
+  if (format === 'raw' && values.get('preallocation') === 'metadata') {
+    throw usageError('-o preallocation of a raw image must be one of off, falloc, full');
+  }
+  return toCreateOptions(format, values);
+}
+
+function checkCompression(format: 'qcow2' | 'raw', creation: CreateOptions): void {
+  if (format === 'raw') throw usageError('-c is for -O qcow2: a raw image cannot be compressed');
+  if ((creation.preallocation ?? 'off') !== 'off') {
+    throw usageError('-c cannot be with preallocation: compressed clusters take no space ahead');
+  }
+  if (creation.dataFile !== undefined) {
+    throw usageError('-c cannot be with data_file: compressed clusters cannot be in one');
+  }
+}
+
+function checkOffload(args: ParsedArguments): void {
+  const clash = [
+    ['-S', args.value('sparse-size') !== undefined],
+    ['-c', args.flag('compress')],
+    ['--salvage', args.flag('salvage')],
+  ] as const;
+  const found = clash.find(([, isGiven]) => isGiven);
+  if (found !== undefined) throw usageError(`-C cannot be with ${found[0]}`);
+}
+
+function parseSparseSize(text: string | undefined): number {
+  if (text === undefined) return DEFAULT_SPARSE_BYTES;
+  const bytes = parseSize(text, 'the sparse size');
+  if (bytes % 512 === 0 && bytes <= MAX_SPARSE_BYTES) return bytes;
+  throw usageError(`-S must be 0 or a multiple of 512 up to 16M, not '${text}'`);
+}
+
+function refuseBitmaps(args: ParsedArguments, imageCount: number, format: 'qcow2' | 'raw'): void {
+  const skipsBroken = args.flag('skip-broken-bitmaps');
+  if (!args.flag('bitmaps')) {
+    if (skipsBroken) throw usageError('--skip-broken-bitmaps requires --bitmaps');
+    return;
+  }
+  if (imageCount > 1) throw usageError('--bitmaps is for one image; there are several');
+  if (format === 'raw') throw usageError('--bitmaps is for -O qcow2: a raw image has no bitmaps');
+  throw usageError('--bitmaps is not supported: bitmaps are kept up to date, but not made');
+}
+
+function parseThreads(text: string | undefined): number {
+  if (text === undefined) return DEFAULT_THREADS;
+  const threads = /^\d+$/.test(text) ? Number(text) : 0;
+  if (threads >= 1 && threads <= MAX_THREADS) return threads;
+  throw usageError(`-m must be 1 to ${MAX_THREADS}, not '${text}'`);
+}
