@@ -109,6 +109,7 @@ export class GuestHistory {
         case 'discard':
           addVersions(contents, operation, { from: after(index - 1).disk, to: disk });
           break;
+        case 'preallocate':
         case 'flush':
         case 'reopen':
         case 'commit':

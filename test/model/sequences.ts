@@ -136,6 +136,10 @@ export function fitStep(
         ...fitRange({ ...step, unit: 'cluster' }, disk.length, variant),
         isNoise: flag,
       };
+    case 'preallocate': {
+      const range = fitRange(step, disk.length, variant);
+      return model.isZero(range) ? { kind, ...range, mode: flag ? 'metadata' : 'full' } : undefined;
+    }
     case 'flush':
     case 'reopen':
       return { kind };

@@ -144,6 +144,9 @@ class PingPong {
       case 'commit':
         this.#qemuImg('commit', '-q', '-f', 'qcow2', image);
         return true;
+      case 'preallocate':
+        // It does so only while it makes images or changes their size.
+        return false;
       case 'flush':
       case 'reopen':
         return true;

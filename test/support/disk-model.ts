@@ -1,6 +1,6 @@
 /** What an image has to hold: a plain array for the disk, and one for each snapshot. */
 
-import { alignDown, alignUp } from '../../src/util/bytes.ts';
+import { alignDown, alignUp, isAllZero } from '../../src/util/bytes.ts';
 import { dataOf } from './guest-operations.ts';
 import type { GuestOperation } from './guest-operations.ts';
 
@@ -89,10 +89,17 @@ export class DiskModel {
       case 'commit':
         this.#commit();
         break;
+      case 'preallocate':
       case 'flush':
       case 'reopen':
         break;
     }
+  }
+
+  /** Whether the clusters that a range touches read as zeroes. */
+  isZero({ offset, length }: { offset: number; length: number }): boolean {
+    const start = alignDown(offset, this.#clusterSize);
+    return isAllZero(this.disk.subarray(start, alignUp(offset + length, this.#clusterSize)));
   }
 
   #overwrite(offset: number, bytes: Buffer): void {

@@ -1,5 +1,6 @@
 /** What guests and tools do to an image, as data: to be done, described, and done to a model. */
 
+import type { PreallocationMode } from '../../src/qcow2/preallocation.ts';
 import { stampedData } from './stamps.ts';
 
 /** Something that is done to an image. Offsets, lengths and sizes are in bytes. */
@@ -9,6 +10,8 @@ export type GuestOperation =
   | { kind: 'compress'; offset: number; length: number; isNoise?: boolean }
   | { kind: 'zero'; offset: number; length: number; mayUnmap: boolean }
   | { kind: 'discard'; offset: number; length: number }
+  /** Clusters that read as zeroes get their space. */
+  | { kind: 'preallocate'; offset: number; length: number; mode: PreallocationMode }
   | { kind: 'flush' }
   /** Close it and open it again. */
   | { kind: 'reopen' }
@@ -26,6 +29,7 @@ export interface WritableDisk {
   writeCompressed(source: Uint8Array, offset: number): void;
   writeZeroes(offset: number, length: number, options?: { mayUnmap?: boolean }): void;
   discard(offset: number, length: number): void;
+  preallocate(offset: number, length: number, mode: PreallocationMode): void;
   flush(): void;
   createSnapshot(name: string): unknown;
   applySnapshot(idOrName: string): void;
@@ -62,6 +66,9 @@ export function performOn(disk: WritableDisk, operation: DiskOperation, sequence
     case 'discard':
       disk.discard(operation.offset, operation.length);
       break;
+    case 'preallocate':
+      disk.preallocate(operation.offset, operation.length, operation.mode);
+      break;
     case 'flush':
       disk.flush();
       break;
@@ -92,6 +99,8 @@ export function describeOperation(operation: GuestOperation): string {
       return `zero ${operation.length} at ${operation.offset}${operation.mayUnmap ? ' (unmap)' : ''}`;
     case 'discard':
       return `discard ${operation.length} at ${operation.offset}`;
+    case 'preallocate':
+      return `preallocate (${operation.mode}) ${operation.length} at ${operation.offset}`;
     case 'snapshot':
     case 'apply':
     case 'delete':

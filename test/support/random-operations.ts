@@ -30,7 +30,7 @@ export const WEIGHTS: readonly OperationWeights[] = [
 
 function weights(differences: Partial<OperationWeights>): OperationWeights {
   return {
-    ...{ write: 12, compress: 3, zero: 3, discard: 3, flush: 5, reopen: 1 },
+    ...{ write: 12, compress: 3, zero: 3, discard: 3, preallocate: 2, flush: 5, reopen: 1 },
     ...{ snapshot: 1, apply: 1, delete: 1, resize: 1, commit: 1 },
     ...differences,
   };
@@ -74,6 +74,11 @@ export class RandomOperations {
       case 'compress':
         if (!traits.hasCompression) return undefined;
         return { kind, ...this.#clusters(disk.length), isNoise: random.oneIn(4) };
+      case 'preallocate': {
+        const range = this.#range(disk.length);
+        if (!model.isZero(range)) return undefined;
+        return { kind, ...range, mode: random.pick(['metadata', 'falloc', 'full']) };
+      }
       case 'flush':
       case 'reopen':
         return { kind };
