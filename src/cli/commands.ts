@@ -17,6 +17,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<CommandModule>>> = {
   create: () => import('./commands/create.ts'),
   info: () => import('./commands/info.ts'),
   map: () => import('./commands/map.ts'),
+  rebase: () => import('./commands/rebase.ts'),
   measure: () => import('./commands/measure.ts'),
   resize: () => import('./commands/resize.ts'),
   snapshot: () => import('./commands/snapshot.ts'),

@@ -35,6 +35,7 @@ import { measureSnapshotTable, readSnapshotTable } from './snapshots.ts';
 import type { TableCache } from './table-cache.ts';
 import type { DiskReader, WriteContext } from './write-context.ts';
 import { ZeroWriter } from './zero-writer.ts';
+import type { ZeroOptions } from './zero-writer.ts';
 
 /** What an {@link ImageWriter} is put together from. */
 export interface ImageWriterParts {
@@ -49,6 +50,14 @@ export interface ImageWriterParts {
   backing: { readonly size: number } | undefined;
   passDiscard: PassDiscard | undefined;
   metadataCacheBytes: number | undefined;
+}
+
+/** What an image says of its backing file. */
+export interface BackingReference {
+  /** Its name, as the image will have it; null for none. */
+  file: string | null;
+  /** Its format; null to say nothing about that. */
+  format: string | null;
 }
 
 /** The engine behind an image that has been changed. */
@@ -112,11 +121,11 @@ export class ImageWriter {
   }
 
   /** Makes a range of the disk read as zeroes. */
-  writeZeroes(offset: number, length: number, { mayUnmap }: { mayUnmap: boolean }): void {
+  writeZeroes(offset: number, length: number, options: ZeroOptions): void {
     if (length === 0) return;
     this.change(({ bitmaps, zero }) => {
       bitmaps?.markDirty(offset, length);
-      zero.writeZeroes({ offset, length }, { mayUnmap });
+      zero.writeZeroes({ offset, length }, options);
     });
   }
 
@@ -161,6 +170,14 @@ export class ImageWriter {
   /** Gives a range that reads as zeroes its space in advance. */
   preallocate(request: PreallocationRequest): void {
     this.change((engine) => preallocate(engine, request));
+  }
+
+  /** Changes what the header says of the backing file, once all else is in the file. */
+  setBacking({ file, format }: BackingReference): void {
+    this.change(({ committer, headerWriter }) => {
+      committer.commitAll();
+      headerWriter.rewrite({ backingFile: file, backingFormat: format });
+    });
   }
 
   /** Drops everything that the disk has allocated. */

@@ -22,6 +22,7 @@ import { ClusterCache } from './cluster-cache.ts';
 import { GuestDisk } from './guest-disk.ts';
 import { hasPreallocatedMetadata } from './host-holes.ts';
 import { ImageWriter } from './image-writer.ts';
+import type { BackingReference } from './image-writer.ts';
 import type { PreallocationMode } from './preallocation.ts';
 import { findSnapshot, Qcow2Snapshot, readSnapshotTable } from './snapshots.ts';
 import { TableCache } from './table-cache.ts';
@@ -212,6 +213,17 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
   }
 
   /**
+   * Makes a range read as zeroes whatever is behind it, now or later: also where it does so already
+   * because nothing is.
+   * @throws {Qcow2Error} as {@link write}
+   */
+  pinZeroes(offset: number, length: number): void {
+    const writer = this.#writable();
+    checkRange(offset, length, this.size);
+    writer.writeZeroes(offset, length, { mayUnmap: true, isExplicit: true });
+  }
+
+  /**
    * Gives up the clusters that lie wholly in a range; they read as zeroes afterwards. In a version
    * 2 image with a backing file nothing happens, because the format cannot say that.
    * @throws {Qcow2Error} as {@link write}
@@ -311,6 +323,25 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
     } finally {
       this.#snapshots = undefined;
     }
+  }
+
+  /**
+   * Changes which backing file the image names, durably and in one instant, after everything that
+   * was written. What the disk reads as stays the same only if the new one has the same bytes where
+   * this image has none. The open image goes on with the old one: close it.
+   *
+   * @throws {Qcow2Error} as {@link write}; `UNSUPPORTED` if its external data file is raw, beside
+   * which there is no backing file; `TOO_LARGE` if there is no room for the name
+   */
+  setBacking(reference: BackingReference): void {
+    const writer = this.#writable();
+    if (reference.file !== null && this.header.isDataFileRaw) {
+      throw new Qcow2Error('UNSUPPORTED', 'its raw data file holds the whole disk already', {
+        file: this.path,
+        hint: 'it cannot have a backing file',
+      });
+    }
+    writer.setBacking(reference);
   }
 
   /**

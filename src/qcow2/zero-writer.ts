@@ -23,6 +23,17 @@ interface GuestRange {
   length: number;
 }
 
+/** How a range is made to read as zeroes. */
+export interface ZeroOptions {
+  /** Gives the host space up rather than keeping it for later writes. */
+  mayUnmap: boolean;
+  /**
+   * Has entries of the image itself say so, even where it reads as zeroes already, because there
+   * is nothing behind it (default false).
+   */
+  isExplicit?: boolean | undefined;
+}
+
 /** Zeroes and discards parts of the active disk of an image. */
 export class ZeroWriter {
   readonly #context: WriteContext;
@@ -37,13 +48,12 @@ export class ZeroWriter {
   /**
    * Makes a range read as zeroes.
    *
-   * @param mayUnmap gives the host space up rather than keeping it for later writes
    * @throws {Qcow2Error} as writing does
    */
-  writeZeroes({ offset, length }: GuestRange, { mayUnmap }: { mayUnmap: boolean }): void {
+  writeZeroes({ offset, length }: GuestRange, how: ZeroOptions): void {
     const { header } = this.#context;
     if (header.version < 3) {
-      this.#writeZeroData(offset, length);
+      this.#writeZeroData(offset, length, how);
       return;
     }
     const unit = header.hasExtendedL2 ? header.clusterSize / SUBCLUSTERS : header.clusterSize;
@@ -51,15 +61,17 @@ export class ZeroWriter {
     const first = alignUp(offset, unit);
     if (first >= end) {
       // Less than what an entry can speak of, and not the start of it.
-      this.#writeZeroData(offset, length);
+      this.#writeZeroData(offset, length, how);
       return;
     }
     // The last cluster of the disk need not be whole.
     const isToEnd = end >= header.size;
     const last = isToEnd ? alignUp(end, unit) : Math.max(first, alignDown(end, unit));
-    this.#writeZeroData(offset, first - offset);
-    this.#eachCluster(first, last, (guest, inTable) => this.#zero(guest, inTable, mayUnmap));
-    if (last < end) this.#writeZeroData(last, end - last);
+    this.#writeZeroData(offset, first - offset, how);
+    this.#eachCluster({ first, last, isEach: how.isExplicit }, (guest, inTable) =>
+      this.#zero(guest, inTable, how),
+    );
+    if (last < end) this.#writeZeroData(last, end - last, how);
   }
 
   /**
@@ -74,7 +86,7 @@ export class ZeroWriter {
     const end = offset + length;
     const first = alignUp(offset, clusterSize);
     const last = end >= header.size ? alignUp(end, clusterSize) : alignDown(end, clusterSize);
-    this.#eachCluster(first, last, (guest, inTable) => this.#discard(guest, inTable));
+    this.#eachCluster({ first, last }, (guest, inTable) => this.#discard(guest, inTable));
   }
 
   /**
@@ -83,20 +95,22 @@ export class ZeroWriter {
    */
   deallocate({ offset, length }: GuestRange): void {
     const { clusterSize } = this.#context.header;
-    this.#eachCluster(alignDown(offset, clusterSize), offset + length, (guest, inTable) =>
-      this.#deallocate(guest, inTable),
-    );
+    const range = { first: alignDown(offset, clusterSize), last: offset + length };
+    this.#eachCluster(range, (guest, inTable) => this.#deallocate(guest, inTable));
   }
 
   /** Calls `change` for the parts of a range that lie in one slice of an L2 table each. */
-  #eachCluster(first: number, last: number, change: (guest: number, length: number) => void): void {
+  #eachCluster(
+    { first, last, isEach = false }: { first: number; last: number; isEach?: boolean | undefined },
+    change: (guest: number, length: number) => void,
+  ): void {
     const { header, editor, committer } = this.#context;
     const sliceBytes = editor.sliceEntries * header.clusterSize;
     const tableBytes = header.l2Entries * header.clusterSize;
     for (let guest = first; guest < last;) {
       // A whole table that is not there is passed over at once.
       const isThere = editor.locate(Math.floor(guest / tableBytes)).offset !== 0;
-      const isEmpty = !isThere && !this.#isBacked(guest);
+      const isEmpty = !isEach && !isThere && !this.#isBacked(guest);
       const step = isEmpty ? tableBytes : sliceBytes;
       const end = Math.min(last, guest - (guest % step) + step);
       if (!isEmpty) change(guest, end - guest);
@@ -111,11 +125,11 @@ export class ZeroWriter {
   }
 
   /** Writes zeroes to what does not read as zeroes. */
-  #writeZeroData(offset: number, length: number): void {
+  #writeZeroData(offset: number, length: number, { isExplicit = false }: ZeroOptions): void {
     const { reader, committer } = this.#context;
     for (let done = 0; done < length; done += ZERO_BYTES) {
       const part = Math.min(ZERO_BYTES, length - done);
-      if (reader.readsZero(offset + done, part)) continue;
+      if (!isExplicit && reader.readsZero(offset + done, part)) continue;
       this.#zeroes ??= new Uint8Array(ZERO_BYTES);
       this.#writer.write(this.#zeroes.subarray(0, part), offset + done);
       if (committer.isDue) committer.flush();
@@ -132,7 +146,8 @@ export class ZeroWriter {
   // ---- Zeroes -------------------------------------------------------------------------------
 
   /** Zeroes whole clusters, or subclusters, that lie in one slice. */
-  #zero(guest: number, length: number, mayUnmap: boolean): void {
+  #zero(guest: number, length: number, how: ZeroOptions): void {
+    const { mayUnmap, isExplicit = false } = how;
     const { header, editor } = this.#context;
     const { clusterSize } = header;
     const { l1Index } = this.#position(guest);
@@ -141,9 +156,9 @@ export class ZeroWriter {
     const end = guest + length;
     for (let at = guest; at < end;) {
       const next = Math.min(end, alignDown(at, clusterSize) + clusterSize);
-      if (!this.#isZeroAlready(at, next - at, mayUnmap)) {
+      if (isExplicit || !this.#isZeroAlready(at, next - at, mayUnmap)) {
         table ??= editor.writableTable(l1Index);
-        if (header.hasExtendedL2) this.#zeroExtended(table, at, next - at, mayUnmap);
+        if (header.hasExtendedL2) this.#zeroExtended(table, { guest: at, length: next - at }, how);
         else this.#zeroStandard(table, at, mayUnmap);
       }
       at = next;
@@ -177,7 +192,11 @@ export class ZeroWriter {
     this.#zeroRawData(guest, this.#context.header.clusterSize);
   }
 
-  #zeroExtended(table: number, guest: number, length: number, mayUnmap: boolean): void {
+  #zeroExtended(
+    table: number,
+    { guest, length }: { guest: number; length: number },
+    how: ZeroOptions,
+  ): void {
     const { editor, header } = this.#context;
     const { clusterSize } = header;
     const { l2Index } = this.#position(guest);
@@ -189,7 +208,7 @@ export class ZeroWriter {
     const high = words[at]!;
     const low = words[at + 1]!;
     if ((high & EntryFlag.COMPRESSED) !== 0 && !isWhole) {
-      this.#writeZeroData(guest, length);
+      this.#writeZeroData(guest, length, how);
       return;
     }
     const subcluster = clusterSize / SUBCLUSTERS;
@@ -197,7 +216,7 @@ export class ZeroWriter {
     const mask = subclusterMask(first, first + length / subcluster - 1);
     words[at + 2] = (words[at + 2]! | mask) >>> 0;
     words[at + 3] = (words[at + 3]! & ~mask) >>> 0;
-    const isUnmapped = isWhole && (mayUnmap || (high & EntryFlag.COMPRESSED) !== 0);
+    const isUnmapped = isWhole && (how.mayUnmap || (high & EntryFlag.COMPRESSED) !== 0);
     if (isUnmapped) {
       setEntry(words, at, { offset: 0, high: 0, low: 0 });
       editor.freeEntry(high, low, 'request');

@@ -208,7 +208,7 @@ describePeers(['qemu-img', 'qemu-io'], 'interrupted at any moment', () => {
     expect(ending).toEqual({ ...committed, signal: null });
     expectValid(whole);
     let killed = 0;
-    for (let round = 0; round < 8; round++) {
+    for (let round = 0; round < 6; round++) {
       const directory = copy();
       // Starting takes a part of the time.
       const killAfterMs = duration * (0.2 + 0.85 * Math.random());
