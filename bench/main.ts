@@ -8,6 +8,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { bench as check } from './benches/check.ts';
+import { bench as convert } from './benches/convert.ts';
 import { bench as fuseRand } from './benches/fuse-rand.ts';
 import { bench as fuseSeq } from './benches/fuse-seq.ts';
 import { bench as info } from './benches/info.ts';
@@ -34,6 +35,7 @@ const BENCHES: readonly Bench[] = [
   map,
   check,
   libWrite,
+  convert,
 ];
 
 const USAGE = `usage: npm run bench -- [OPTION]... [BENCH]...

@@ -18,10 +18,12 @@ beforeEach(() => {
     ...(await original<typeof zstdWasm>()),
     loadZstdWasm: () => undefined,
   }));
+  vi.doMock('../../src/host/libzstd.ts', () => ({ loadLibzstd: () => undefined }));
 });
 
 afterEach(() => {
   vi.doUnmock('../../src/compression/zstd-wasm.ts');
+  vi.doUnmock('../../src/host/libzstd.ts');
   vi.restoreAllMocks();
   vi.resetModules();
 });
