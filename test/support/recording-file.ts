@@ -57,7 +57,8 @@ export class RecordingFile implements HostFile {
 
   write(source: Uint8Array, offset: number): void {
     this.#inner.write(source, offset);
-    this.#record({ kind: 'write', offset, bytes: source.slice() });
+    // A Buffer's slice would go on being the caller's memory.
+    this.#record({ kind: 'write', offset, bytes: Uint8Array.from(source) });
   }
 
   writeParts(parts: readonly Uint8Array[], offset: number): void {
