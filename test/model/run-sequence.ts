@@ -113,7 +113,10 @@ function judgeWithQemu(variant: ImageVariant, directory: string, model: DiskMode
   if (!variantTraits(variant).canApplySnapshots || variant.refcountBits < 8) return;
   for (const { name, disk } of model.snapshots) {
     // Reading them where they are would show them in today's size.
-    run('qemu-img', ['snapshot', '-a', name, image], inDirectory);
+    const applied = tryRun('qemu-img', ['snapshot', '-a', name, image], inDirectory);
+    // QEMU cannot grow a disk whose last cluster is compressed and has subclusters.
+    if (applied.stderr.includes('Failed to zero out new clusters')) continue;
+    if (applied.exitCode !== 0) throw new Error(`qemu-img snapshot -a: ${applied.stderr}`);
     writeFileSync(expected, disk);
     compareWithQemu(directory, { name: image, format: 'qcow2' });
   }
