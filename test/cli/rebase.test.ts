@@ -183,7 +183,7 @@ describePeers(['qemu-img', 'qemu-io'], 'as qemu-img rebase', () => {
     [['-b', 'base.raw'], '-F qcow2 or -F raw'],
     [[], "-b '' for none"],
     [['-b', 'missing', '-F', 'raw'], 'no such file or directory'],
-    [['-b', 'top.qcow2', '-F', 'qcow2'], 'top.qcow2'],
+    [['-b', 'top.qcow2', '-F', 'qcow2'], 'it would be its own backing file'],
     [['-b', 'base.raw', '-F', 'odd'], '-F must be one of'],
     [['-t', 'odd', '-b', ''], '-t must be one of'],
     [['-T', 'odd', '-b', ''], '-T must be one of'],
@@ -237,6 +237,22 @@ describePeers(['qemu-img', 'qemu-io'], 'beyond qemu-img 7.2', () => {
     const before = contentOf(twins.ours);
     expect(await runCommand(command, ['-b', 'mid.qcow2', '-F', 'raw', path])).toEqual(success);
     expect(contentOf(twins.ours)).toBe(before);
+  });
+
+  test('an overlay of the image cannot become its backing file', async () => {
+    const twins = makeChain();
+    const path = join(twins.ours, 'mid.qcow2');
+    const { exitCode, stderr } = await runCommand(command, [
+      '-b',
+      'top.qcow2',
+      '-F',
+      'qcow2',
+      path,
+    ]);
+    expect({ exitCode, stderr }).toEqual({
+      exitCode: 1,
+      stderr: `qcow2: ${path}: it would be its own backing file, through 'top.qcow2'\n`,
+    });
   });
 
   test('progress', async () => {

@@ -1,6 +1,7 @@
 /** `qcow2 rebase`: give an overlay another backing file, or none. */
 
-import { parseReference } from '../../chain/names.ts';
+import { realpathSync } from 'node:fs';
+import { parseReference, quote } from '../../chain/names.ts';
 import { openImage } from '../../chain/open.ts';
 import type { ChainedQcow2Image, Image } from '../../chain/open.ts';
 import { permittedPath } from '../../chain/policy.ts';
@@ -148,7 +149,23 @@ function openBacking(
       root: image.path,
     },
   );
-  return openImage(path, { ...references, ...formatOption(format ?? undefined) });
+  try {
+    return openImage(path, { ...references, ...formatOption(format ?? undefined) });
+  } catch (error) {
+    throw isLockOf(error, image.path) ? ownBackingError(image.path, file) : error;
+  }
+}
+
+/** Whether what could not be opened is the image itself, which we hold open. */
+function isLockOf(error: unknown, path: string): boolean {
+  if (!(error instanceof Qcow2Error) || error.code !== 'LOCKED') return false;
+  return error.file !== undefined && realpathSync(error.file) === realpathSync(path);
+}
+
+function ownBackingError(path: string, file: string): Qcow2Error {
+  return new Qcow2Error('CYCLE', `it would be its own backing file, through ${quote(file)}`, {
+    file: path,
+  });
 }
 
 function warnOfSnapshots({ path, snapshots }: ChainedQcow2Image, io: CommandIo): void {
