@@ -8,6 +8,7 @@ import { qemuImg, qemuIo, tryRun } from '../support/qemu.ts';
 import { temporaryDirectory } from '../support/temp.ts';
 import { ProgramFile } from './killed-command.ts';
 import { runCommand } from './run-command.ts';
+import { signalWhenHeard } from './signals.ts';
 import { expectAsQemu, expectClean, expectSameImage, makeTwins } from './twins.ts';
 import type { Twins } from './twins.ts';
 
@@ -228,7 +229,7 @@ describePeers(['qemu-img', 'qemu-io'], 'interrupted at any moment', () => {
     const path = join(directory, 'top.qcow2');
     const args = ['commit', '-r', '4M', path];
     const { exitCode, stdout, stderr } = await program.run(args, {
-      killAfterMs: 1500,
+      killAfterMs: 4000,
       signal: 'SIGINT',
     });
     expect({ exitCode, stdout, stderr }).toEqual({
@@ -238,9 +239,9 @@ describePeers(['qemu-img', 'qemu-io'], 'interrupted at any moment', () => {
     });
     expectValid(directory);
     expectClean(path);
-    const timer = setTimeout(() => process.emit('SIGUSR1', 'SIGUSR1'), 0);
+    const timer = signalWhenHeard('SIGUSR1');
     const result = await runCommand(command, ['-r', '100M', path]);
-    clearTimeout(timer);
+    clearInterval(timer);
     expect(result.stderr).toMatch(/^ {4}\(\d+\.\d\d\/100%\)\n$/);
     expect(result).toMatchObject({ exitCode: 0, stdout: 'Image committed.\n' });
   }, 60_000);

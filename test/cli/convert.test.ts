@@ -6,6 +6,7 @@ import { command } from '../../src/cli/commands/convert.ts';
 import { makeRaw, MiB, qemu, run, scratch } from '../operations/scratch.ts';
 import { describePeers, itPeers } from '../support/peers.ts';
 import { runCommand } from './run-command.ts';
+import { signalWhenHeard } from './signals.ts';
 
 const convert = (...args: string[]) => runCommand(command, args);
 const noise = randomBytes(MiB);
@@ -131,9 +132,9 @@ describe('signals', () => {
   async function interruptedBy(signal: NodeJS.Signals, output: string) {
     const pieces = Array.from({ length: 400 }, (_, index) => [index * MiB, noise] as const);
     const source = makeRaw('long.raw', 400 * MiB, pieces);
-    const timer = setTimeout(() => process.emit(signal, signal), 0);
+    const timer = signalWhenHeard(signal);
     const result = await convert('-f', 'raw', source, output);
-    clearTimeout(timer);
+    clearInterval(timer);
     rmSync(source);
     return result;
   }

@@ -7,6 +7,7 @@ import { qemuImg, qemuImgJson, tryRun } from '../support/qemu.ts';
 import type { RunResult } from '../support/qemu.ts';
 import { temporaryDirectory } from '../support/temp.ts';
 import { runCommand } from './run-command.ts';
+import { signalWhenHeard } from './signals.ts';
 import { expectSameImage } from './twins.ts';
 
 /** Two directories with the same images to refer to. */
@@ -275,10 +276,10 @@ describe('the list of options', () => {
 
 it('a signal removes the new image', async () => {
   const path = join(temporaryDirectory(), 'new');
-  const timer = setTimeout(() => process.emit('SIGINT', 'SIGINT'), 0);
+  const timer = signalWhenHeard('SIGINT');
   const args = ['-q', '-f', 'qcow2', '-o', 'preallocation=full', path, '2G'];
   const result = await runCommand(command, args);
-  clearTimeout(timer);
+  clearInterval(timer);
   expect(result).toEqual({
     exitCode: 130,
     stdout: '',

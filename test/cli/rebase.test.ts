@@ -7,6 +7,7 @@ import { qemuImg, qemuImgJson, qemuIo, run, tryRun } from '../support/qemu.ts';
 import { temporaryDirectory } from '../support/temp.ts';
 import { ProgramFile } from './killed-command.ts';
 import { runCommand } from './run-command.ts';
+import { signalWhenHeard } from './signals.ts';
 import { expectAsQemu, expectClean, expectSameImage, makeTwins } from './twins.ts';
 import type { Twins } from './twins.ts';
 
@@ -336,9 +337,9 @@ describePeers(['qemu-img', 'qemu-io'], 'interrupted at any moment', () => {
     const content = contentOf(directory);
     const path = join(directory, 'top.qcow2');
     const args = ['-b', 'new.raw', '-F', 'raw', path];
-    const interrupt = setTimeout(() => process.emit('SIGINT', 'SIGINT'), 0);
+    const interrupt = signalWhenHeard('SIGINT');
     const interrupted = await runCommand(command, args);
-    clearTimeout(interrupt);
+    clearInterval(interrupt);
     expect(interrupted).toEqual({
       exitCode: 130,
       stdout: '',
@@ -346,9 +347,9 @@ describePeers(['qemu-img', 'qemu-io'], 'interrupted at any moment', () => {
     });
     expectAsBefore(directory, content);
     expect(qemuImgJson('info', path)).toMatchObject({ 'backing-filename': 'old.raw' });
-    const timer = setTimeout(() => process.emit('SIGUSR1', 'SIGUSR1'), 0);
+    const timer = signalWhenHeard('SIGUSR1');
     const { exitCode, stderr } = await runCommand(command, args);
-    clearTimeout(timer);
+    clearInterval(timer);
     expect({ exitCode, stderr }).toEqual({
       exitCode: 0,
       stderr: expect.stringMatching(/^ {4}\(\d+\.\d\d\/100%\)\n$/) as string,

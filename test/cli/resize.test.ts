@@ -7,6 +7,7 @@ import { describePeers } from '../support/peers.ts';
 import { qemuImg, qemuIo, run } from '../support/qemu.ts';
 import { temporaryDirectory } from '../support/temp.ts';
 import { runCommand } from './run-command.ts';
+import { signalWhenHeard } from './signals.ts';
 import { expectAsQemu, expectClean, expectSameImage, makeTwins, runTwins } from './twins.ts';
 import type { Twins } from './twins.ts';
 
@@ -217,9 +218,9 @@ describePeers(['qemu-img'], 'resizing what cannot be', () => {
   test('interrupted preallocation leaves the old size', async () => {
     const twins = makeDisk();
     const path = join(twins.ours, 'disk.qcow2');
-    const timer = setTimeout(() => process.emit('SIGINT', 'SIGINT'), 0);
+    const timer = signalWhenHeard('SIGINT');
     const result = await runCommand(command, ['--preallocation=metadata', path, '8T']);
-    clearTimeout(timer);
+    clearInterval(timer);
     expect(result).toEqual({
       exitCode: 130,
       stdout: '',
