@@ -40,6 +40,8 @@ export type {
 } from './operations/check.ts';
 export { commitImage } from './operations/commit.ts';
 export type { CommitOptions } from './operations/commit.ts';
+export { createImage } from './operations/create.ts';
+export type { CreateOptions } from './operations/create.ts';
 export type { PassDiscard } from './qcow2/allocator.ts';
 export type { BitmapInfo, DirtyRange } from './qcow2/bitmaps.ts';
 export { Qcow2Image, readHeader } from './qcow2/image.ts';
