@@ -71,10 +71,10 @@ export const CONVERT_OPTIONS = {
     description: 'zeroes that are left out (default 4k); 0 allocates everything',
   },
   salvage: { kind: 'flag', description: 'write zeroes for what cannot be read, and go on' },
-  bitmaps: { kind: 'flag', description: 'refused: bitmaps are not copied' },
+  bitmaps: { kind: 'flag', description: 'copy the persistent bitmaps too' },
   'skip-broken-bitmaps': {
     kind: 'flag',
-    description: 'refused, as --bitmaps is',
+    description: 'with --bitmaps: leave out those that are inconsistent',
   },
   coroutines: {
     kind: 'value',
@@ -139,6 +139,8 @@ export interface ConvertChoices {
   outputIsZero: boolean;
   sparseBytes: number;
   salvage: boolean;
+  /** Which bitmaps are copied; `sound`: those that are not inconsistent. */
+  bitmaps: 'none' | 'all' | 'sound';
   threads: number;
   bytesPerSecond: number;
   durable: boolean;
@@ -164,7 +166,6 @@ export function parseConvertOptions(args: ParsedArguments, imageCount: number): 
   if (hasBacking && imageCount > 1) {
     throw usageError('-B is for one image: several, one behind the other, have no backing file');
   }
-  refuseBitmaps(args, imageCount, outputFormat);
   if (isCompressed) checkCompression(outputFormat, creation);
   if (args.flag('offload')) checkOffload(args);
   const outputIsZero = args.flag('target-is-zero');
@@ -182,6 +183,7 @@ export function parseConvertOptions(args: ParsedArguments, imageCount: number): 
     outputIsZero,
     sparseBytes: parseSparseSize(args.value('sparse-size')),
     salvage: args.flag('salvage'),
+    bitmaps: parseBitmaps(args, imageCount, outputFormat),
     threads: parseThreads(args.value('coroutines')),
     bytesPerSecond: parseSize(args.value('rate-limit') ?? '0', 'the rate limit'),
     durable: (args.value('cache') ?? 'unsafe') !== 'unsafe',
@@ -246,15 +248,22 @@ function parseSparseSize(text: string | undefined): number {
   throw usageError(`-S must be 0 or a multiple of 512 up to 16M, not '${text}'`);
 }
 
-function refuseBitmaps(args: ParsedArguments, imageCount: number, format: 'qcow2' | 'raw'): void {
+function parseBitmaps(
+  args: ParsedArguments,
+  imageCount: number,
+  format: 'qcow2' | 'raw',
+): ConvertChoices['bitmaps'] {
   const skipsBroken = args.flag('skip-broken-bitmaps');
   if (!args.flag('bitmaps')) {
     if (skipsBroken) throw usageError('--skip-broken-bitmaps requires --bitmaps');
-    return;
+    return 'none';
   }
   if (imageCount > 1) throw usageError('--bitmaps is for one image; there are several');
   if (format === 'raw') throw usageError('--bitmaps is for -O qcow2: a raw image has no bitmaps');
-  throw usageError('--bitmaps is not supported: bitmaps are kept up to date, but not made');
+  if (args.value('snapshot') !== undefined) {
+    throw usageError('--bitmaps cannot be with -l: bitmaps speak of the disk as it is now');
+  }
+  return skipsBroken ? 'sound' : 'all';
 }
 
 function parseThreads(text: string | undefined): number {

@@ -1,6 +1,6 @@
 /** The output of `qcow2 convert`: made or opened, and how it has to be written. */
 
-import type { Image, OpenImageOptions } from '../chain/open.ts';
+import type { ChainedQcow2Image, OpenImageOptions } from '../chain/open.ts';
 import { Qcow2Error } from '../errors.ts';
 import type { ChunkSpec } from '../operations/convert-chunk.ts';
 import { ImageOutput, ImageTarget } from '../operations/convert-image.ts';
@@ -9,6 +9,7 @@ import type { PlanOptions } from '../operations/convert-plan.ts';
 import { chunkBytesFor, RawTarget, sparseSpec } from '../operations/convert-raw.ts';
 import type { ConvertTarget } from '../operations/convert.ts';
 import { OutputFile } from '../operations/output-file.ts';
+import type { NewBitmap } from '../qcow2/bitmap-adder.ts';
 import type { Steps } from '../operations/progress.ts';
 import { usageError } from './command.ts';
 import type { ConvertChoices } from './convert-options.ts';
@@ -18,8 +19,6 @@ export interface OutputRequest {
   choices: ConvertChoices;
   /** Bytes of the disk that will be written. */
   size: number;
-  /** The image that is read, the first of them. */
-  source: Image;
   /** Files that are read. */
   inputs: readonly string[];
   /** How an output that exists is opened. */
@@ -33,6 +32,8 @@ export interface ConvertOutput {
   target: ConvertTarget;
   spec: ChunkSpec;
   plan: PlanOptions;
+  /** Gives the output bitmaps, once its data is written. */
+  addBitmaps(bitmaps: readonly NewBitmap[]): void;
   /** Closes what was finished. */
   finish(): void;
   /** Gives it up. @returns what became of it */
@@ -86,6 +87,7 @@ function openRaw(path: string, { choices, size, inputs }: OutputRequest): Conver
       target,
       spec,
       plan: { salvage },
+      addBitmaps: () => undefined,
       finish: () => output.finish({ flush: durable }),
       abandon: () => output.abandon(),
     };
@@ -133,6 +135,7 @@ function describe(output: ImageOutput, { choices }: OutputRequest): ConvertOutpu
   if (isCompressed && header.hasExternalDataFile) {
     throw usageError('-c cannot be: compressed clusters cannot be in an external data file');
   }
+  if (choices.bitmaps !== 'none') checkBitmaps(image);
   const isZero = choices.outputIsZero || (isCreated && backing === undefined);
   const { clusterSize, compressionType } = header;
   const compression = isCompressed ? { type: compressionType, clusterSize } : undefined;
@@ -147,7 +150,18 @@ function describe(output: ImageOutput, { choices }: OutputRequest): ConvertOutpu
       zeroIsData: sparseBytes === 0,
       salvage,
     },
+    addBitmaps: (bitmaps) => image.addFirstBitmaps(bitmaps),
     finish: () => output.finish(),
     abandon: () => output.abandon(),
   };
+}
+
+/** Before anything is written: they come last. */
+function checkBitmaps({ header, path }: ChainedQcow2Image): void {
+  if (header.version < 3) throw usageError('--bitmaps cannot be: bitmaps need compat=1.1');
+  if (header.extensions.bitmaps === undefined) return;
+  throw new Qcow2Error('UNSUPPORTED', 'the output has bitmaps of its own', {
+    file: path,
+    hint: 'convert without --bitmaps, or into an image without',
+  });
 }

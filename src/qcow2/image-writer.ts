@@ -15,6 +15,8 @@ import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import { DEFAULT_METADATA_CACHE_BYTES } from '../limits.ts';
 import { ClusterAllocator } from './allocator.ts';
 import type { PassDiscard } from './allocator.ts';
+import { addFirstBitmaps } from './bitmap-adder.ts';
+import type { NewBitmap } from './bitmap-adder.ts';
 import { BitmapTracker } from './bitmap-writer.ts';
 import { readBitmapDirectory } from './bitmaps.ts';
 import { repairMetadata } from './check/repair.ts';
@@ -192,6 +194,13 @@ export class ImageWriter {
   flush(): void {
     if (this.#engine === undefined) return;
     this.change(({ committer }) => committer.flush());
+  }
+
+  /** Gives an image that has none its first bitmaps. */
+  addFirstBitmaps(bitmaps: readonly NewBitmap[]): void {
+    this.change((engine) => addFirstBitmaps(engine, bitmaps));
+    // Those that record changes are found when the next one begins.
+    this.finish();
   }
 
   /** Brings the bitmaps to the file, so that they can be read from there. */

@@ -16,6 +16,7 @@ import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import { DEFAULT_CLUSTER_CACHE_BYTES, DEFAULT_METADATA_CACHE_BYTES } from '../limits.ts';
 import { assert } from '../util/assert.ts';
 import type { PassDiscard } from './allocator.ts';
+import type { NewBitmap } from './bitmap-adder.ts';
 import { dirtyRanges, readBitmapDirectory } from './bitmaps.ts';
 import type { BitmapInfo, DirtyRange } from './bitmaps.ts';
 import { ClusterCache } from './cluster-cache.ts';
@@ -405,6 +406,16 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
     return (this.#bitmaps ??= this.#inFile(() =>
       readBitmapDirectory({ header: this.header, file: this.file }),
     ));
+  }
+
+  /**
+   * Gives an image that has none its first persistent bitmaps. They are durable when it returns.
+   * @throws {Qcow2Error} as {@link write}; `UNSUPPORTED` for an image of version 2, or one that has
+   * bitmaps already; `TOO_LARGE` for bitmaps of too many bits
+   */
+  addFirstBitmaps(bitmaps: readonly NewBitmap[]): void {
+    this.#writable().addFirstBitmaps(bitmaps);
+    this.#bitmaps = undefined;
   }
 
   /**

@@ -236,6 +236,59 @@ describePeers(['qemu-img', 'qemu-io'], 'as qemu-img convert', () => {
     },
   );
 
+  /** An image with an enabled, a disabled and an inconsistent bitmap. */
+  function makeBitmaps(directory: string): void {
+    const image = join(directory, 'bitmaps.qcow2');
+    qemuImg('create', '-q', '-f', 'qcow2', image, '700M');
+    qemuImg('bitmap', '--add', '-g', '512', image, 'fine');
+    qemuImg('bitmap', '--add', image, 'coarse');
+    qemuIo(image, ['write -P 1 1M 100k', 'write -P 2 600M 1M', 'write -P 3 734003000 200']);
+    qemuImg('bitmap', '--disable', image, 'coarse');
+    qemuImg('bitmap', '--add', image, 'empty');
+  }
+
+  test.each([[], ['-c'], ['-o', 'cluster_size=4k']])('bitmaps, with %j', async (...args) => {
+    const twins = makeTwins(makeBitmaps);
+    await expectSame(twins, '-O', 'qcow2', '--bitmaps', ...args, 'DIR/bitmaps.qcow2');
+    const [a, b] = [twins.ours, twins.theirs].map((each) => {
+      using image = openImage(join(each, 'out'));
+      if (image.format !== 'qcow2') throw new Error('not qcow2');
+      return image.bitmaps.map(({ name }) => [name, [...image.dirtyRanges(name)]]);
+    });
+    expect(a).toEqual(b);
+    expect(a?.[0]?.[1]).toHaveLength(3);
+  });
+
+  test('bitmaps that are inconsistent are refused, or left out', async () => {
+    const twins = makeTwins((directory) => {
+      makeBitmaps(directory);
+      const path = join(directory, 'bitmaps.qcow2');
+      let offset: number;
+      {
+        using image = openImage(path);
+        offset = image.format === 'qcow2' ? image.bitmaps[0]!.offset : 0;
+      }
+      const bytes = readFileSync(path);
+      // The flag that it is in use, in the last byte of its flags.
+      bytes[offset + 15] = bytes[offset + 15]! | 1;
+      writeFileSync(path, bytes);
+    });
+    const refused = ['-O', 'qcow2', '--bitmaps', 'DIR/bitmaps.qcow2', 'DIR/out'];
+    expect((await expectAsQemu(command, twins, refused)).exitCode).toBe(1);
+    const skipped = ['-O', 'qcow2', '--bitmaps', '--skip-broken-bitmaps'];
+    const { ours } = await runTwins(command, twins, [...skipped, 'DIR/bitmaps.qcow2', 'DIR/out']);
+    expect(ours.exitCode).toBe(0);
+    expect(ours.stderr).toMatch(
+      /^qcow2: warning: .* bitmap 'fine' is inconsistent, and left out\n$/,
+    );
+    using image = openImage(join(twins.ours, 'out'));
+    expect(image.format === 'qcow2' && image.bitmaps.map(({ name }) => name)).toEqual([
+      'coarse',
+      'empty',
+    ]);
+    expectClean(join(twins.ours, 'out'));
+  });
+
   test('a damaged image is salvaged, with zeroes for what cannot be read', async () => {
     const twins = makeTwins((directory) => {
       const image = join(directory, 'bad.qcow2');

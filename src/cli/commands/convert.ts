@@ -8,9 +8,11 @@ import { ConcatenatedDevice } from '../../operations/concatenated.ts';
 import { convertSteps } from '../../operations/convert.ts';
 import type { ConvertOptions } from '../../operations/convert.ts';
 import type { UnreadableRange } from '../../operations/convert-chunk.ts';
+import type { NewBitmap } from '../../qcow2/bitmap-adder.ts';
 import { Qcow2Snapshot } from '../../qcow2/snapshots.ts';
 import { threadsFor, withPool } from '../../worker/convert-threads.ts';
 import type { ConvertInput } from '../../worker/convert-protocol.ts';
+import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import { CONVERT_OPTIONS, parseConvertOptions } from '../convert-options.ts';
 import type { ConvertChoices } from '../convert-options.ts';
@@ -90,12 +92,12 @@ async function convert(images: readonly Image[], { args, choices, open, io }: Ca
   const source = new ConcatenatedDevice(sources);
   const show = args.flag('progress') && !isQuiet;
   const reporter = new ProgressReporter(io, { show, stepPercent: STEP_PERCENT });
+  const bitmaps = bitmapsOf(images[0]!, choices, io);
   let output: ConvertOutput | undefined;
   try {
     const drive = { reporter, interruptible: true };
     output = await openConvertOutput(outputPath, {
       choices,
-      source: images[0]!,
       size: source.size,
       inputs: images.flatMap(filesOf),
       open: referenceOptions(args),
@@ -112,6 +114,7 @@ async function convert(images: readonly Image[], { args, choices, open, io }: Ca
     await withPool({ threads, inputs, spec: output.spec }, (chunks) =>
       driveSteps(convertSteps(source, target, { ...options, chunks }), drive),
     );
+    output.addBitmaps(bitmaps);
     output.finish();
     return 0;
   } catch (error) {
@@ -134,6 +137,28 @@ function silentReporter(io: CommandIo): ProgressReporter {
 function warnUnreadable({ offset, length, problem }: UnreadableRange, io: CommandIo): void {
   const range = `bytes ${offset} to ${offset + length - 1}`;
   io.stderr(`qcow2: warning: zeroes take the place of ${range}: ${problem}\n`);
+}
+
+/** The bitmaps that are to be copied. */
+function bitmapsOf(image: Image, { bitmaps }: ConvertChoices, io: CommandIo): NewBitmap[] {
+  if (bitmaps === 'none') return [];
+  if (image.format !== 'qcow2') throw usageError('--bitmaps cannot be: a raw image has no bitmaps');
+  const broken = image.bitmaps.filter(({ isInconsistent }) => isInconsistent);
+  for (const { name } of broken) {
+    if (bitmaps === 'all') {
+      throw new Qcow2Error('CORRUPT', 'it is inconsistent and cannot be copied', {
+        file: image.path,
+        structure: `bitmap '${name}'`,
+        hint: 'leave it out with --skip-broken-bitmaps',
+      });
+    }
+    io.stderr(`qcow2: warning: ${image.path}: bitmap '${name}' is inconsistent, and left out\n`);
+  }
+  return image.bitmaps
+    .filter(({ isInconsistent }) => !isInconsistent)
+    .map(({ name, granularity, isEnabled }) => {
+      return { name, granularity, isEnabled, dirty: image.dirtyRanges(name) };
+    });
 }
 
 /** Every file that reading an image reads. */
