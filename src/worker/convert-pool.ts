@@ -1,11 +1,14 @@
 /**
  * Threads that prepare the chunks of a conversion. Each has the images open for itself; chunks are
- * in memory that all threads share.
+ * in memory that all threads share. Until the first thread has started, which takes as long as
+ * copying a hundred megabytes, the caller's own thread prepares them.
  */
 
 import { Worker } from 'node:worker_threads';
 import { Qcow2Error } from '../errors.ts';
-import type { ChunkRequest, ChunkSpec } from '../operations/convert-chunk.ts';
+import type { BlockDevice } from '../device/block-device.ts';
+import { ChunkPreparer } from '../operations/convert-chunk.ts';
+import type { ChunkRequest, ChunkSpec, PreparedChunk } from '../operations/convert-chunk.ts';
 import type { Chunk, ChunkSource } from '../operations/convert.ts';
 import { assert } from '../util/assert.ts';
 import { slotBytes, slotParts } from './convert-protocol.ts';
@@ -23,6 +26,8 @@ export interface ConvertPoolOptions {
   threads: number;
   inputs: readonly ConvertInput[];
   spec: ChunkSpec;
+  /** What the inputs are together, for the caller's thread (default: it prepares nothing). */
+  source?: BlockDevice | undefined;
 }
 
 /**
@@ -51,21 +56,32 @@ export class ConvertPool implements ChunkSource {
   readonly #threads: Thread[];
   /** By slot. */
   readonly #pending = new Map<number, Pending>();
+  /** Number of threads that have started. Shared, so that it can be seen between two events. */
+  readonly #started = new Int32Array(new SharedArrayBuffer(4));
+  #local: ChunkPreparer | undefined;
   #failure: Error | undefined;
 
-  constructor({ threads, inputs, spec }: ConvertPoolOptions) {
+  constructor({ threads, inputs, spec, source }: ConvertPoolOptions) {
     this.depth = threads * SLOTS_PER_THREAD;
     this.#spec = spec;
     const slots = Array.from({ length: this.depth }, () => new SharedArrayBuffer(slotBytes(spec)));
     this.#slots = slots;
     this.#freeSlots = slots.map((_slot, index) => index);
-    const data: ConvertWorkerData = { inputs, spec, slots };
+    const data: ConvertWorkerData = { inputs, spec, slots, started: this.#started };
+    if (source !== undefined) this.#local = new ChunkPreparer(source, spec);
     this.#threads = Array.from({ length: threads }, () => this.#startThread(data));
   }
 
-  fetch({ offset, length }: ChunkRequest): Promise<Chunk> {
+  fetch({ offset, length }: ChunkRequest): Chunk | Promise<Chunk> {
     const slot = this.#freeSlots.pop();
     assert(slot !== undefined, 'no more chunks are asked for than there are slots');
+    if (this.#local !== undefined) {
+      if (Atomics.load(this.#started, 0) === 0) {
+        const { bytes, compressed } = slotParts(this.#slots[slot]!, this.#spec);
+        return this.#chunk(slot, this.#local.prepare({ offset, length }, bytes, compressed));
+      }
+      this.#local = undefined;
+    }
     const promise = new Promise<Chunk>((resolve, reject) => {
       if (this.#failure !== undefined) reject(this.#failure);
       this.#pending.set(slot, { resolve, reject });
@@ -106,11 +122,15 @@ export class ConvertPool implements ChunkSource {
       pending?.reject(fromWireError(response.error));
       return;
     }
+    pending?.resolve(this.#chunk(slot, response.prepared));
+  }
+
+  #chunk(slot: number, prepared: PreparedChunk): Chunk {
     const { bytes, compressed } = slotParts(this.#slots[slot]!, this.#spec);
     const release = (): void => {
       this.#freeSlots.push(slot);
     };
-    pending?.resolve({ ...response.prepared, bytes, compressed, release });
+    return { ...prepared, bytes, compressed, release };
   }
 
   #fail(error: Error): void {

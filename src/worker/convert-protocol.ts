@@ -18,6 +18,8 @@ export interface ConvertWorkerData {
   spec: ChunkSpec;
   /** Memory for the chunks: for what is read, and with compression as much behind it. */
   slots: readonly SharedArrayBuffer[];
+  /** One number: that of the threads that have started. */
+  started: Int32Array;
 }
 
 /** Has a thread prepare a chunk in a slot. */

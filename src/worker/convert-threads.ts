@@ -23,10 +23,13 @@ export function threadsFor(
   wanted: number,
   { images, spec }: { images: readonly Image[]; spec: ChunkSpec },
 ): number {
-  const threads = Math.min(wanted, MAX_THREADS, availableParallelism());
+  // Where nothing is compressed, one thread reads faster than this one writes.
+  const isPlain = spec.compression === undefined && images.every(({ format }) => format === 'raw');
+  const useful = isPlain ? 1 : availableParallelism();
+  const threads = Math.min(wanted, MAX_THREADS, useful);
   const minimum = spec.compression === undefined ? MIN_BYTES : MIN_BYTES_TO_COMPRESS;
   const stored = images.reduce((sum, image) => sum + storedBytes(image), 0);
-  return threads < 2 || stored < minimum ? 0 : threads;
+  return wanted < 2 || availableParallelism() < 2 || stored < minimum ? 0 : threads;
 }
 
 /** Bytes that the files of an image take. */

@@ -18,7 +18,7 @@ import { toWireError } from './wire-error.ts';
 
 const port = parentPort;
 assert(port !== null, 'this module runs in a worker thread');
-const { inputs, spec, slots } = workerData as ConvertWorkerData;
+const { inputs, spec, slots, started } = workerData as ConvertWorkerData;
 const parts = slots.map((slot) => slotParts(slot, spec));
 let preparer: ChunkPreparer | undefined;
 
@@ -41,3 +41,4 @@ port.on('message', ({ slot, offset, length }: ConvertRequest) => {
   }
   port.postMessage(response);
 });
+Atomics.add(started, 0, 1);

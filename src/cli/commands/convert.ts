@@ -111,7 +111,7 @@ async function convert(images: readonly Image[], { args, choices, open, io }: Ca
     };
     const threads = threadsFor(choices.threads, { images, spec: output.spec });
     const { target } = output;
-    await withPool({ threads, inputs, spec: output.spec }, (chunks) =>
+    await withPool({ threads, inputs, spec: output.spec, source }, (chunks) =>
       driveSteps(convertSteps(source, target, { ...options, chunks }), drive),
     );
     output.addBitmaps(bitmaps);
