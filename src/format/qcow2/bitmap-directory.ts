@@ -9,6 +9,7 @@ import {
 import { alignUp, writeU16, writeU32, writeU64 } from '../../util/bytes.ts';
 import { FieldReader } from './field-reader.ts';
 
+const NO_BYTES = new Uint8Array(0);
 /** Bytes of a directory entry before its extra data. */
 const ENTRY_BYTES = 24;
 
@@ -159,7 +160,11 @@ function decodeEntry(reader: FieldReader): BitmapEntry {
     flags,
     tableOffset: reader.u64(BitmapEntryField.TABLE_OFFSET, 'bitmap_table_offset'),
     tableSize,
-    extraData: Uint8Array.from(reader.bytes.subarray(ENTRY_BYTES, ENTRY_BYTES + extraSize)),
+    // Hardly any has some, and there can be 65,535 of them.
+    extraData:
+      extraSize === 0
+        ? NO_BYTES
+        : Uint8Array.from(reader.bytes.subarray(ENTRY_BYTES, ENTRY_BYTES + extraSize)),
     ...(name.isExact ? {} : { nameBytes: name.bytes }),
     offset: reader.base,
   };

@@ -23,8 +23,8 @@ const BITMAP_ENTRY_BYTES = 24;
 
 /** A bitmap as a check takes it. */
 export interface CheckedBitmap extends BitmapEntry {
-  /** Where its table is, in hexadecimal, exactly as the directory has it. */
-  hexTableOffset: string;
+  /** Where its table is, exactly, if that is beyond 2^53. */
+  farTableOffset?: bigint;
 }
 
 /** Whose bitmaps are checked. */
@@ -59,11 +59,17 @@ export function readBitmaps({ header, file }: CheckedImage): CheckedBitmap[] {
     at += alignUp(BITMAP_ENTRY_BYTES + readU16(bytes, at + 18) + readU32(bytes, at + 20), 8);
   }
   const { clusterSize } = header;
-  const entries = decodeBitmapDirectory({ bytes, offset: directoryOffset, count, clusterSize });
-  return entries.map((entry) => {
-    const hexTableOffset = (far.get(entry.offset) ?? entry.tableOffset).toString(16);
-    return { ...entry, hexTableOffset };
+  const entries: CheckedBitmap[] = decodeBitmapDirectory({
+    bytes,
+    offset: directoryOffset,
+    count,
+    clusterSize,
   });
+  for (const entry of entries) {
+    const farTableOffset = far.get(entry.offset);
+    if (farTableOffset !== undefined) entry.farTableOffset = farTableOffset;
+  }
+  return entries;
 }
 
 /**
@@ -76,8 +82,9 @@ export function checkBitmaps(check: BitmapCheck): void {
   if (extension === undefined) return;
   references.add({ offset: extension.directoryOffset, length: extension.directorySize });
   for (const sharing of bitmapsByTable(header, bitmaps)) {
-    const { tableOffset, tableSize, hexTableOffset } = sharing[0]!;
-    const table = { offset: tableOffset, length: tableSize * 8, hexOffset: () => hexTableOffset };
+    const { tableOffset, tableSize, farTableOffset } = sharing[0]!;
+    const hexOffset = (): string => (farTableOffset ?? tableOffset).toString(16);
+    const table = { offset: tableOffset, length: tableSize * 8, hexOffset };
     if (repairs !== undefined && !references.reaches(table)) {
       for (const bitmap of sharing) repairs.dropTable(bitmap);
       continue;
@@ -123,7 +130,8 @@ function bitmapsByTable(header: Qcow2Header, bitmaps: readonly CheckedBitmap[]) 
   const tables = new Map<string, CheckedBitmap[]>();
   for (const bitmap of bitmaps) {
     checkShape(header, bitmap);
-    const key = `${bitmap.hexTableOffset}:${bitmap.tableSize}`;
+    const { farTableOffset, tableOffset, tableSize } = bitmap;
+    const key = `${farTableOffset ?? tableOffset}:${tableSize}`;
     const sharing = tables.get(key);
     if (sharing === undefined) tables.set(key, [bitmap]);
     else sharing.push(bitmap);
