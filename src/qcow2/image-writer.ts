@@ -227,6 +227,7 @@ export class ImageWriter {
       }
     });
     this.#engine = undefined;
+    this.#compressed = undefined;
   }
 
   /** Forgets everything that is not in the file. */
