@@ -283,11 +283,12 @@ describePeers(['qemu-img', 'qemu-io'], 'interrupted at any moment', () => {
   afterAll(() => program.dispose());
 
   /** An overlay with 24 MiB of differences in small clusters between old and new backing file. */
-  function makeLong(directory: string): void {
+  function makeLong(directory: string, dataMiB = 24): void {
     const path = (name: string) => join(directory, name);
     for (const name of ['old.raw', 'new.raw']) {
-      qemuImg('create', '-q', '-f', 'raw', path(name), '32M');
-      qemuIo(path(name), [`write -q -P ${name.length + name.charCodeAt(0)} 0 24M`], 'raw');
+      qemuImg('create', '-q', '-f', 'raw', path(name), `${dataMiB + 8}M`);
+      const pattern = name.length + name.charCodeAt(0);
+      qemuIo(path(name), [`write -q -P ${pattern} 0 ${dataMiB}M`], 'raw');
     }
     const options = ['-q', '-f', 'qcow2', '-o', 'cluster_size=4k', '-b', 'old.raw', '-F', 'raw'];
     qemuImg('create', ...options, path('top.qcow2'));
@@ -333,7 +334,8 @@ describePeers(['qemu-img', 'qemu-io'], 'interrupted at any moment', () => {
 
   test('Ctrl-C says what is left, and SIGUSR1 how far it is', async () => {
     const directory = temporaryDirectory();
-    makeLong(directory);
+    // Longer than a turn, between which signals are heard.
+    makeLong(directory, 160);
     const content = contentOf(directory);
     const path = join(directory, 'top.qcow2');
     const args = ['-b', 'new.raw', '-F', 'raw', path];
