@@ -82,7 +82,7 @@ export interface CommandDefinition {
   operands: string;
   /** Fewest and most operands. */
   operandCount: readonly [minimum: number, maximum: number];
-  /** The last argument is an operand whatever it begins with, as in `resize IMAGE -1G`. */
+  /** The last argument is an operand though it begins with a hyphen, as in `resize IMAGE -1G`. */
   endsWithOperand?: boolean;
   /** Paragraphs of help. */
   details?: string;
@@ -110,7 +110,8 @@ export function usageError(problem: string): Qcow2Error {
  */
 export function parseCommandLine(command: CommandDefinition, argv: string[]): ParsedArguments {
   const definitions = command.options;
-  const last = command.endsWithOperand === true ? argv.slice(-1) : [];
+  const isOperandLast = command.endsWithOperand === true && argv.at(-1)?.startsWith('--') !== true;
+  const last = isOperandLast ? argv.slice(-1) : [];
   const { tokens } = parseArgs({
     args: argv.slice(0, argv.length - last.length),
     options: toParseArgsOptions(definitions),
