@@ -1,0 +1,109 @@
+/**
+ * Writing on top of an image that is itself never opened for writing: into an overlay that is
+ * forgotten when it is closed, or into one that is kept.
+ */
+
+import { mkdtempSync, rmSync, statSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { openImage } from '../chain/open.ts';
+import type { Image, ImageFormat, OpenImageOptions } from '../chain/open.ts';
+import { parseReference, quote } from '../chain/names.ts';
+import { Qcow2Error } from '../errors.ts';
+import { createImage } from './create.ts';
+
+/** How the image under an overlay is opened: as {@link OpenImageOptions}. */
+export type OverlayOptions = Omit<
+  OpenImageOptions,
+  'writable' | 'writableBacking' | 'withoutBacking' | 'forRepair' | 'forceShare'
+>;
+
+/**
+ * Opens an image for writes that are forgotten when it is closed. They go to a file without a name
+ * in the directory that `TMPDIR` names (default /var/tmp, since it may become large), which is gone
+ * when this process ends, however it ends.
+ *
+ * @param path of the image, which is opened for reading only
+ * @throws {Qcow2Error} what opening the image throws; `HOST` if there is no place for the file
+ */
+export function openTemporaryOverlay(path: string, options: OverlayOptions = {}): Image {
+  const format = imageFormat(path, options);
+  const directory = makeTemporaryDirectory();
+  try {
+    const overlay = join(directory, 'overlay.qcow2');
+    createOverlay(overlay, path, format);
+    return openImage(overlay, writableOptions(options));
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+/**
+ * Opens an image for writes that are kept in an overlay of it, a qcow2 image which is made if it is
+ * missing, and otherwise goes on to be used.
+ *
+ * @param path of the image, which is opened for reading only
+ * @param overlay path of the overlay
+ * @throws {Qcow2Error} `REFUSED` if there is a file that is not an overlay of this image; what
+ * opening either throws
+ */
+export function openKeptOverlay(
+  path: string,
+  overlay: string,
+  options: OverlayOptions = {},
+): Image {
+  const format = imageFormat(path, options);
+  if (statSync(overlay, { throwIfNoEntry: false }) === undefined) {
+    createOverlay(overlay, path, format);
+  } else {
+    checkOverlay(overlay, path);
+  }
+  return openImage(overlay, writableOptions(options));
+}
+
+/** What the options mean for the overlay, which is opened in the image's place. */
+function writableOptions(options: OverlayOptions): OpenImageOptions {
+  return { ...options, format: 'qcow2', writable: true };
+}
+
+/** Opens the image once, so that what is wrong with it is told before anything is made. */
+function imageFormat(path: string, options: OverlayOptions): ImageFormat {
+  using image = openImage(path, options);
+  return image.format;
+}
+
+/** The name is whole, so that the overlay can be moved, and the image is found from any place. */
+function createOverlay(overlay: string, path: string, backingFormat: ImageFormat): void {
+  createImage(overlay, { backingFile: resolve(path), backingFormat });
+}
+
+function checkOverlay(overlay: string, path: string): void {
+  using top = openImage(overlay, { withoutBacking: true, forceShare: true });
+  const name = top.format === 'qcow2' ? top.header.backingFile : undefined;
+  if (name === undefined || name === '') {
+    throw refused(overlay, `it is there already, and is not an overlay of ${quote(path)}`);
+  }
+  const backing = parseReference(name, overlay).path;
+  const [wanted, found] = [path, backing].map((file) => {
+    const stats = file === undefined ? undefined : statSync(file, { throwIfNoEntry: false });
+    return stats === undefined ? undefined : `${stats.dev}:${stats.ino}`;
+  });
+  if (found === undefined || found !== wanted) {
+    throw refused(overlay, `it is an overlay of ${quote(name)}, not of ${quote(path)}`);
+  }
+}
+
+function refused(file: string, message: string): Qcow2Error {
+  return new Qcow2Error('REFUSED', message, { file, hint: 'name another file for the overlay' });
+}
+
+function makeTemporaryDirectory(): string {
+  const parent = process.env.TMPDIR || '/var/tmp';
+  try {
+    return mkdtempSync(join(parent, 'qcow2-'));
+  } catch (cause) {
+    throw new Qcow2Error('HOST', `no temporary file can be made in ${parent}`, {
+      cause,
+      hint: 'let TMPDIR name a directory that can be written to',
+    });
+  }
+}
