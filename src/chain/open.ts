@@ -13,16 +13,15 @@ import { MAX_CHAIN_DEPTH } from '../limits.ts';
 import type { PassDiscard } from '../qcow2/allocator.ts';
 import { Qcow2Image, readHeader } from '../qcow2/image.ts';
 import type { CacheOptions } from '../qcow2/image.ts';
+import { IMAGE_FORMATS } from './description.ts';
+import type { ImageDescription, ImageFormat, LayerDescription } from './description.ts';
 import { parseReference, quote } from './names.ts';
 import { permittedPath } from './policy.ts';
 import type { ReferencePolicy } from './policy.ts';
 import { RawImage } from './raw-image.ts';
 
-/** The formats that are read. */
-export const IMAGE_FORMATS = ['qcow2', 'raw'] as const;
-
-/** One of {@link IMAGE_FORMATS}. */
-export type ImageFormat = (typeof IMAGE_FORMATS)[number];
+export { IMAGE_FORMATS };
+export type { ImageFormat };
 
 /** A qcow2 image whose backing file is an image too. */
 export type ChainedQcow2Image = Qcow2Image<Image>;
@@ -79,34 +78,35 @@ export interface OpenImageOptions extends CacheOptions {
  * Opens an image with its backing chain, for reading unless `writable` is set. Close it when done;
  * that closes the chain.
  *
- * @param path of a qcow2 or raw image; a file or a block device
+ * @param source path of a qcow2 or raw image, which is a file or a block device; or a description of
+ * an image, whose options take precedence
  * @throws {Qcow2Error} `HOST` if a file cannot be opened; `NOT_THIS_FORMAT`, `UNSUPPORTED`,
  * `CORRUPT`, `TOO_LARGE` or `TRUNCATED` for a bad header; `REFUSED` where the policy forbids a
  * file or a backing file declares no format; `CYCLE` where the chain comes back to itself;
  * `LOCKED` where another's use of a file excludes this one; for writing, `MISSING_DEPENDENCY` where
- * Linux has no koffi to lock with, `CORRUPT` if the image is marked so, `UNSUPPORTED` if encrypted
+ * Linux has no koffi to lock with, `CORRUPT` if the image is marked so, `UNSUPPORTED` if encrypted,
+ * `READ_ONLY` if it is described as read-only
  * @example
  * using image = openImage('disk.qcow2');
  * const sector = new Uint8Array(512);
  * image.read(sector, 0);
  */
-export function openImage(path: string, options: OpenImageOptions = {}): Image {
-  if (options.writable === true && options.forceShare === true) {
-    throw new Qcow2Error(
-      'INVALID_OPTION',
-      'an image is written by one alone: not with force-share',
-      {
-        file: path,
-      },
-    );
-  }
-  return openLayer({ path, format: options.format }, options, path);
+export function openImage(
+  source: string | ImageDescription,
+  options: OpenImageOptions = {},
+): Image {
+  const description: ImageDescription = typeof source === 'string' ? { path: source } : source;
+  const { path, format = options.format } = description;
+  if (options.writable === true && options.forceShare === true) throw notAlone(path);
+  return openLayer({ path, format, description }, options, path);
 }
 
 /** One file of a chain that is about to be opened. */
 interface LayerRequest {
   path: string;
   format: ImageFormat | undefined;
+  /** What else the caller says of it. */
+  description: LayerDescription;
 }
 
 function openLayer(top: LayerRequest, options: OpenImageOptions, root: string): Image {
@@ -118,7 +118,7 @@ function openLayer(top: LayerRequest, options: OpenImageOptions, root: string): 
     const seen = new Map<string, string>();
     let next: LayerRequest | undefined = top;
     while (next !== undefined) {
-      const access = accessOf(options, links.length);
+      const access = accessOf(options, links.length, next);
       const file: RawImage = openFile(next, seen, links.length, access);
       const format = closingOnError(file, () => prepareFile(file, next!, access));
       if (format === 'raw') {
@@ -126,7 +126,9 @@ function openLayer(top: LayerRequest, options: OpenImageOptions, root: string): 
         break;
       }
       const header = closingOnError(file, () => headerOf(file, access));
-      const link: PendingLink = { file, header, dataFile: undefined, writable: access.writable };
+      const { writable } = access;
+      const { description } = next;
+      const link: PendingLink = { file, header, dataFile: undefined, writable, description };
       links.push(link);
       link.dataFile = openDataFile(link, { options, root, access, seen });
       next = options.withoutBacking === true ? undefined : backingRequest(link, options, root);
@@ -149,8 +151,7 @@ function assemble(
   { metadataCacheBytes, clusterCacheBytes, passDiscard }: OpenImageOptions,
 ): Image {
   let image: Image | undefined = base;
-  for (const { file, header, dataFile, writable } of [...links].reverse()) {
-    const caches = { metadataCacheBytes, clusterCacheBytes };
+  for (const { file, header, dataFile, writable, description } of [...links].reverse()) {
     image = new Qcow2Image<Image>({
       path: file.path,
       file,
@@ -158,8 +159,9 @@ function assemble(
       dataFile,
       backing: image,
       writable,
-      passDiscard,
-      ...caches,
+      passDiscard: description.passDiscard ?? passDiscard,
+      metadataCacheBytes: description.metadataCacheBytes ?? metadataCacheBytes,
+      clusterCacheBytes,
     });
   }
   return image!;
@@ -170,6 +172,7 @@ interface PendingLink {
   header: Qcow2Header;
   dataFile: { device: BlockDevice; path: string } | undefined;
   writable: boolean;
+  description: LayerDescription;
 }
 
 /** How the files of one layer are opened. */
@@ -180,12 +183,30 @@ interface Access {
   locking: 'none' | 'shared' | 'full';
 }
 
-function accessOf(options: OpenImageOptions, depth: number): Access {
-  const { writable = false, writableBacking = false } = options;
-  const { forRepair = false, forceShare = false, lock = true } = options;
+function accessOf(
+  options: OpenImageOptions,
+  depth: number,
+  { path, description }: LayerRequest,
+): Access {
+  const { writableBacking = false, forRepair = false } = options;
   const isWritten = depth === 0 || depth === Number(writableBacking);
-  const locking = !lock ? 'none' : forceShare ? 'shared' : 'full';
-  return { writable: writable && isWritten, forRepair, locking };
+  const writable = options.writable === true && isWritten;
+  if (writable && description.readOnly === true) {
+    throw new Qcow2Error('READ_ONLY', 'it is to be opened for reading only, by its options', {
+      file: path,
+      hint: 'leave out read-only=on',
+    });
+  }
+  const isShared = options.forceShare === true || description.forceShare === true;
+  if (writable && isShared) throw notAlone(path);
+  const isLocked = options.lock !== false && description.lock !== false;
+  const locking = !isLocked ? 'none' : isShared ? 'shared' : 'full';
+  return { writable, forRepair, locking };
+}
+
+function notAlone(path: string): Qcow2Error {
+  const problem = 'an image is written by one alone: not with force-share';
+  return new Qcow2Error('INVALID_OPTION', problem, { file: path });
 }
 
 /** Before anything is read that a writer could be changing. */
@@ -202,7 +223,7 @@ function lockDevice(
 }
 
 function openFile(
-  { path }: LayerRequest,
+  { path, description: { window, shownName } }: LayerRequest,
   seen: Map<string, string>,
   depth: number,
   { writable }: Access,
@@ -212,8 +233,9 @@ function openFile(
       file: path,
     });
   }
-  const file = new RawImage(path, { writable });
-  const other = seen.get(file.identity);
+  const file = new RawImage(path, { writable, window, shownName });
+  const identity = window === undefined ? file.identity : `${file.identity}+${window.offset}`;
+  const other = seen.get(identity);
   if (other !== undefined) {
     file.close();
     const names = [...seen.values()];
@@ -222,7 +244,7 @@ function openFile(
       file: path,
     });
   }
-  seen.set(file.identity, path);
+  seen.set(identity, path);
   return file;
 }
 
@@ -240,6 +262,12 @@ function closingOnError<T>(file: RawImage, action: () => T): T {
 function prepareFile(file: RawImage, { format }: LayerRequest, access: Access): ImageFormat {
   const known = format ?? probeFormat(file);
   lockDevice(file, known, access);
+  if (known === 'qcow2' && access.writable && file.window !== undefined) {
+    throw new Qcow2Error('UNSUPPORTED', 'an image in a part of a file can only be read', {
+      file: file.path,
+      hint: 'it may have to grow; copy it to a file of its own',
+    });
+  }
   // A raw disk has the size that it has; a qcow2 file grows as clusters are allocated.
   file.growable = known === 'qcow2' && access.writable;
   return known;
@@ -281,21 +309,15 @@ interface DataFileContext {
 }
 
 function openDataFile(
-  { file, header }: PendingLink,
+  link: PendingLink,
   { options, root, access, seen }: DataFileContext,
 ): PendingLink['dataFile'] {
-  if (!header.hasExternalDataFile) return undefined;
-  const name = header.extensions.externalDataFile;
-  if (name === undefined) {
-    throw new Qcow2Error('CORRUPT', 'its data is in an external file that it does not name', {
-      file: file.path,
-      structure: 'header',
-      offset: 72,
-    });
+  const { file, header, description } = link;
+  if (!header.hasExternalDataFile) {
+    if (description.dataFile === undefined) return undefined;
+    throw new Qcow2Error('INVALID_OPTION', 'it has no external data file', { file: file.path });
   }
-  const reference = parseReference(name, file.path);
-  const role = { role: 'external data file', referrer: file.path } as const;
-  const path = permittedPath(reference, role, policyOf(options, root));
+  const path = description.dataFile ?? dataFilePath(link, options, root);
   const { writable } = access;
   const device = new FileDevice(path, { writable, growable: writable });
   try {
@@ -310,20 +332,44 @@ function openDataFile(
   return { device, path };
 }
 
-function backingRequest(
+/** Path of the external data file that an image names. */
+function dataFilePath(
   { file, header }: PendingLink,
   options: OpenImageOptions,
   root: string,
-): LayerRequest | undefined {
-  const name = header.backingFile;
-  if (name === undefined || name === '') return undefined;
+): string {
+  const name = header.extensions.externalDataFile;
+  if (name === undefined) {
+    throw new Qcow2Error('CORRUPT', 'its data is in an external file that it does not name', {
+      file: file.path,
+      structure: 'header',
+      offset: 72,
+    });
+  }
   const reference = parseReference(name, file.path);
+  const role = { role: 'external data file', referrer: file.path } as const;
+  return permittedPath(reference, role, policyOf(options, root));
+}
+
+function backingRequest(
+  { file, header, description: { backing } }: PendingLink,
+  options: OpenImageOptions,
+  root: string,
+): LayerRequest | undefined {
+  const name = header.backingFile ?? '';
+  if (backing === null || (name === '' && backing?.path === undefined)) return undefined;
+  // What the caller names is no matter of the policy, which is for what images name.
+  const reference = backing?.path === undefined ? parseReference(name, file.path) : undefined;
   const role = { role: 'backing file', referrer: file.path } as const;
-  const path = permittedPath(reference, role, policyOf(options, root));
+  const path = reference
+    ? permittedPath(reference, role, policyOf(options, root))
+    : (backing?.path ?? '');
+  const description = backing ?? {};
+  if (description.format !== undefined) return { path, format: description.format, description };
   // An empty name declares nothing either.
-  const declared = header.extensions.backingFormat || (reference.format ?? options.backingFormat);
+  const declared = header.extensions.backingFormat || (reference?.format ?? options.backingFormat);
   if (declared === undefined) {
-    throw new Qcow2Error('REFUSED', `the format of ${quote(name)} is not declared`, {
+    throw new Qcow2Error('REFUSED', `the format of ${quote(name || path)} is not declared`, {
       file: file.path,
       structure: 'backing file',
       hint: 'say --backing-format qcow2 or --backing-format raw; guessing it would be unsafe',
@@ -336,7 +382,7 @@ function backingRequest(
       hint: `${IMAGE_FORMATS.join(' and ')} are`,
     });
   }
-  return { path, format };
+  return { path, format, description };
 }
 
 function policyOf(options: OpenImageOptions, root: string) {

@@ -23,6 +23,18 @@ export interface FileDeviceOptions {
   writable?: boolean;
   /** Let writes past the end of a regular file make it longer (default false: refuse them). */
   growable?: boolean;
+  /** The part of the file that the device is (default: all of it). */
+  window?: FileWindow | undefined;
+  /** Name to show for it (default: its path). */
+  shownName?: string | undefined;
+}
+
+/** A part of a host file. */
+export interface FileWindow {
+  /** Its first byte. */
+  offset: number;
+  /** Bytes, which stay that many; undefined for all up to the end of the file. */
+  length: number | undefined;
 }
 
 /** A byte that nobody looks at. */
@@ -33,7 +45,7 @@ const ZEROES = Buffer.alloc(1024 * 1024);
 const MAX_TRANSFER_BYTES = 1024 * 1024 * 1024;
 
 /**
- * A host file as a device.
+ * A host file, or a part of one, as a device.
  *
  * Its size is what it was when the file was opened, and what writing and resizing by this object
  * made of it since. That somebody else made the file shorter is found where it shows: by reads, by
@@ -42,6 +54,8 @@ const MAX_TRANSFER_BYTES = 1024 * 1024 * 1024;
 export class FileDevice implements HostFile {
   /** Path that it was opened by. */
   readonly path: string;
+  /** Name to show for it: its path, or what tells of its window too. */
+  readonly shownName: string;
   readonly readOnly: boolean;
   /** Device and inode of the file, which tell whether two paths are one file. */
   readonly identity: string;
@@ -54,6 +68,10 @@ export class FileDevice implements HostFile {
    * the host likes: for files that are made anew if the host fails before they are finished.
    */
   durable = true;
+  /** The part of the file that this is; undefined for all of it. */
+  readonly window: FileWindow | undefined;
+  /** Byte of the file at which the device starts. */
+  readonly #start: number;
   #fd: number;
   #size: number;
   /** The first flush that failed; see {@link flush}. */
@@ -62,15 +80,24 @@ export class FileDevice implements HostFile {
 
   /**
    * @throws {Qcow2Error} `HOST` if it cannot be opened, `UNKNOWN_FORMAT` if it is neither a file
-   * nor a block device
+   * nor a block device, `OUT_OF_RANGE` if the window does not lie within it
    */
-  constructor(path: string, { writable = false, growable = false }: FileDeviceOptions = {}) {
+  constructor(path: string, options: FileDeviceOptions = {}) {
+    const { writable = false, growable = false, window, shownName = path } = options;
     this.path = path;
+    this.shownName = shownName;
     this.readOnly = !writable;
     this.growable = growable;
+    this.window = window;
+    this.#start = window?.offset ?? 0;
     const { fd, size, stats } = openHostFile(path, { writable });
+    try {
+      this.#size = this.#sizeWithin(size);
+    } catch (error) {
+      closeSync(fd);
+      throw error;
+    }
     this.#fd = fd;
-    this.#size = size;
     this.identity = `${stats.dev}:${stats.ino}`;
     this.isBlockDevice = stats.isBlockDevice();
   }
@@ -85,7 +112,19 @@ export class FileDevice implements HostFile {
    * @throws {Qcow2Error} `CLOSED`
    */
   updateSize(): void {
-    if (!this.isBlockDevice) this.#size = fstatSync(this.descriptor).size;
+    if (!this.isBlockDevice) this.#size = this.#sizeWithin(fstatSync(this.descriptor).size);
+  }
+
+  /** Bytes of the device in a file of so many. */
+  #sizeWithin(fileSize: number): number {
+    if (this.window === undefined) return fileSize;
+    const { offset, length = fileSize - offset } = this.window;
+    if (length >= 0 && offset + length <= fileSize) return length;
+    throw new Qcow2Error(
+      'OUT_OF_RANGE',
+      `the part of ${Math.max(length, 0)} bytes at ${offset} is outside the file of ${fileSize}`,
+      { file: this.path },
+    );
   }
 
   /** Bytes that the file occupies on its filesystem. */
@@ -105,12 +144,13 @@ export class FileDevice implements HostFile {
     const { length } = target;
     checkRange(offset, length, this.size);
     const fd = this.descriptor;
+    const start = this.#start + offset;
     let done = 0;
     while (done < length) {
       let count: number;
       try {
         const wanted = Math.min(length - done, MAX_TRANSFER_BYTES);
-        count = readSync(fd, target, done, wanted, offset + done);
+        count = readSync(fd, target, done, wanted, start + done);
       } catch (error) {
         throw hostError(`cannot read ${length} bytes at offset ${offset}`, this.path, error);
       }
@@ -136,7 +176,7 @@ export class FileDevice implements HostFile {
     const fd = this.descriptor;
     this.#transfer(offset, length, (done) => {
       const count = Math.min(length - done, MAX_TRANSFER_BYTES);
-      return writeSync(fd, source, done, count, offset + done);
+      return writeSync(fd, source, done, count, this.#start + offset + done);
     });
   }
 
@@ -151,7 +191,8 @@ export class FileDevice implements HostFile {
     this.#prepareWrite(offset, length);
     const fd = this.descriptor;
     this.#transfer(offset, length, (done) => {
-      return writevSync(fd, done === 0 ? parts : partsFrom(parts, done), offset + done);
+      const at = this.#start + offset + done;
+      return writevSync(fd, done === 0 ? parts : partsFrom(parts, done), at);
     });
   }
 
@@ -193,18 +234,20 @@ export class FileDevice implements HostFile {
   /**
    * Makes the file `size` bytes long; new bytes read as zeroes. A block device keeps its size.
    *
-   * @throws {Qcow2Error} `READ_ONLY`; `HOST` if the host refuses, or a block device is smaller
+   * @throws {Qcow2Error} `READ_ONLY`; `UNSUPPORTED` for a part of a fixed length; `HOST` if the host refuses,
+   * or a block device is smaller
    */
   resize(size: number): void {
     this.#prepareChange();
     checkRange(0, size, Number.MAX_SAFE_INTEGER);
+    if (this.window?.length !== undefined) throw this.#fixedSize();
     if (this.isBlockDevice) {
       if (size > this.#size) throw this.#cannotGrow(size);
       return;
     }
     this.#isFlushed = false;
     try {
-      ftruncateSync(this.descriptor, size);
+      ftruncateSync(this.descriptor, this.#start + size);
     } catch (error) {
       throw hostError(`cannot make the file ${size} bytes long`, this.path, error);
     }
@@ -241,9 +284,10 @@ export class FileDevice implements HostFile {
   *extents(offset: number, length: number): Generator<Extent> {
     checkRange(offset, length, this.size);
     const end = offset + length;
+    const start = this.#start;
     for (let at = offset; at < end;) {
-      const run = hostRunAt(this.descriptor, at, this.size);
-      const runEnd = Math.min(run.end, end);
+      const run = hostRunAt(this.descriptor, start + at, start + this.size);
+      const runEnd = Math.min(run.end - start, end);
       yield {
         offset: at,
         length: runEnd - at,
@@ -251,7 +295,7 @@ export class FileDevice implements HostFile {
         zero: run.isHole,
         present: true,
         depth: 0,
-        hostOffset: at,
+        hostOffset: start + at,
         hostFile: this.path,
       };
       at = runEnd;
@@ -260,7 +304,8 @@ export class FileDevice implements HostFile {
 
   hostRange(offset: number, length: number): HostRange | undefined {
     checkRange(offset, length, this.size);
-    return this.readOnly ? { descriptor: this.descriptor, hostOffset: offset } : undefined;
+    if (!this.readOnly) return undefined;
+    return { descriptor: this.descriptor, hostOffset: this.#start + offset };
   }
 
   /**
@@ -290,7 +335,7 @@ export class FileDevice implements HostFile {
   #prepareWrite(offset: number, length: number): void {
     this.#prepareChange();
     const end = offset + length;
-    if (end > this.#size && this.growable) {
+    if (end > this.#size && this.growable && this.window?.length === undefined) {
       if (this.isBlockDevice) throw this.#cannotGrow(end);
       checkRange(offset, length, Number.MAX_SAFE_INTEGER);
       this.#checkNotShrunk();
@@ -338,7 +383,14 @@ export class FileDevice implements HostFile {
 
   #fallocate(mode: FallocateMode, offset: number, length: number): boolean {
     this.#isFlushed = false;
-    return fallocate(mode, { fd: this.descriptor, offset, length, path: this.path });
+    const at = this.#start + offset;
+    return fallocate(mode, { fd: this.descriptor, offset: at, length, path: this.path });
+  }
+
+  #fixedSize(): Qcow2Error {
+    return new Qcow2Error('UNSUPPORTED', 'a part of a file that has a size keeps it', {
+      file: this.path,
+    });
   }
 
   #cannotGrow(size: number): Qcow2Error {
@@ -355,12 +407,13 @@ export class FileDevice implements HostFile {
     if (this.isBlockDevice || this.#size === 0) return;
     // Whether the last byte is there costs a third of what fstat does, before every flush.
     try {
-      if (readSync(this.descriptor, PROBE, 0, 1, this.#size - 1) === 1) return;
+      const last = this.#start + this.#size - 1;
+      if (readSync(this.descriptor, PROBE, 0, 1, last) === 1) return;
     } catch {
       // It cannot be read, but that is not the question.
       return;
     }
-    const { size } = fstatSync(this.descriptor);
+    const size = fstatSync(this.descriptor).size - this.#start;
     if (size >= this.#size) return;
     throw new Qcow2Error(
       'TRUNCATED',

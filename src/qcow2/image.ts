@@ -16,12 +16,9 @@ import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import { DEFAULT_CLUSTER_CACHE_BYTES, DEFAULT_METADATA_CACHE_BYTES } from '../limits.ts';
 import { assert } from '../util/assert.ts';
 import type { PassDiscard } from './allocator.ts';
-import type { NewBitmap } from './bitmap-adder.ts';
-import { dirtyRanges, readBitmapDirectory } from './bitmaps.ts';
-import type { BitmapInfo, DirtyRange } from './bitmaps.ts';
 import { ClusterCache } from './cluster-cache.ts';
-import { GuestDisk } from './guest-disk.ts';
 import { hasPreallocatedMetadata } from './host-holes.ts';
+import { DiskWithBitmaps } from './image-bitmaps.ts';
 import { ImageWriter } from './image-writer.ts';
 import type { BackingReference } from './image-writer.ts';
 import type { PreallocationMode } from './preallocation.ts';
@@ -76,7 +73,7 @@ export function readHeader(file: BlockDevice): Qcow2Header {
 }
 
 /** An open qcow2 image. As a device it is the active disk, backing chain included. */
-export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
+export class Qcow2Image<B extends BlockDevice = BlockDevice> extends DiskWithBitmaps {
   /** Tells it from a raw image. */
   readonly format = 'qcow2';
   override readonly readOnly: boolean;
@@ -91,9 +88,8 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
   /** What is behind unallocated clusters. */
   readonly backing: B | undefined;
   #snapshots: SnapshotRow[] | undefined;
-  #bitmaps: BitmapInfo[] | undefined;
   /** Changes the image; undefined where it is open for reading. */
-  readonly #writer: ImageWriter | undefined;
+  protected readonly writer: ImageWriter | undefined;
 
   /** @throws {Qcow2Error} `CORRUPT` if the L1 table of a disk that has a size has no place */
   constructor(parts: Qcow2ImageParts<B>) {
@@ -115,7 +111,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
         header,
         file,
         dataFile: dataFile?.device ?? file,
-        dataPath: dataFile?.path ?? path,
+        dataPath: dataFile?.path ?? (file instanceof FileDevice ? file.shownName : path),
         backing,
         decoder: clusterDecoder(header.compressionType),
         tables,
@@ -132,7 +128,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
     this.dataFile = dataFile;
     this.backing = backing;
     if (parts.writable === true) {
-      this.#writer = new ImageWriter({
+      this.writer = new ImageWriter({
         ...parts,
         file: file as HostFile,
         dataFile: dataFile?.device as HostFile | undefined,
@@ -153,7 +149,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * error): the image stays valid, and goes on working once there is room; `CORRUPT`
    */
   override write(source: Uint8Array, offset: number): void {
-    const writer = this.#writable();
+    const writer = this.openWriter;
     checkRange(offset, source.length, this.size);
     writer.write(source, offset);
   }
@@ -167,7 +163,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * an image with an external data file; `MISSING_DEPENDENCY` if nothing here compresses that way
    */
   writeCompressed(source: Uint8Array, offset: number): void {
-    const writer = this.#writable();
+    const writer = this.openWriter;
     const { length } = source;
     checkRange(offset, length, this.size);
     const { clusterSize } = this.header;
@@ -191,7 +187,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * @throws {Qcow2Error} as {@link writeCompressed}
    */
   storeCompressed(compressed: Uint8Array, offset: number): void {
-    const writer = this.#writable();
+    const writer = this.openWriter;
     const { clusterSize } = this.header;
     checkRange(offset, 1, this.size);
     assert(offset % clusterSize === 0, 'a compressed cluster has a whole cluster for itself');
@@ -208,7 +204,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * @throws {Qcow2Error} as {@link write}
    */
   override writeZeroes(offset: number, length: number, options: WriteZeroesOptions = {}): void {
-    const writer = this.#writable();
+    const writer = this.openWriter;
     checkRange(offset, length, this.size);
     writer.writeZeroes(offset, length, { mayUnmap: options.mayUnmap ?? false });
   }
@@ -219,7 +215,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * @throws {Qcow2Error} as {@link write}
    */
   pinZeroes(offset: number, length: number): void {
-    const writer = this.#writable();
+    const writer = this.openWriter;
     checkRange(offset, length, this.size);
     writer.writeZeroes(offset, length, { mayUnmap: true, isExplicit: true });
   }
@@ -230,7 +226,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * @throws {Qcow2Error} as {@link write}
    */
   override discard(offset: number, length: number): void {
-    const writer = this.#writable();
+    const writer = this.openWriter;
     checkRange(offset, length, this.size);
     writer.discard(offset, length);
   }
@@ -243,7 +239,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * smaller one without `shrink`; `TOO_LARGE`; `UNSUPPORTED` for a version 2 image with snapshots
    */
   resize(size: number, options: ResizeOptions = {}): void {
-    const writer = this.#writable();
+    const writer = this.openWriter;
     if (size < this.size && options.shrink !== true) {
       throw new Qcow2Error('INVALID_OPTION', 'the data past the new end would be lost', {
         file: this.path,
@@ -267,7 +263,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * @throws {Qcow2Error} as {@link write}
    */
   preallocate(offset: number, length: number, mode: PreallocationMode): void {
-    const writer = this.#writable();
+    const writer = this.openWriter;
     checkRange(offset, length, this.size);
     writer.preallocate({ offset, length, mode });
   }
@@ -284,7 +280,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
   createSnapshot(name: string): SnapshotRow {
     let row: SnapshotRow;
     try {
-      row = this.#writable().createSnapshot(name);
+      row = this.openWriter.createSnapshot(name);
     } finally {
       // It may have been made though its last flush failed.
       this.#snapshots = undefined;
@@ -300,7 +296,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * bitmaps
    */
   applySnapshot(idOrName: string): void {
-    const writer = this.#writable();
+    const writer = this.openWriter;
     // Its tables are looked at as a device's would be.
     const { info } = this.openSnapshot(idOrName);
     try {
@@ -317,7 +313,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * @throws {Qcow2Error} as {@link write}; `NOT_FOUND`
    */
   deleteSnapshot(idOrName: string): void {
-    const writer = this.#writable();
+    const writer = this.openWriter;
     const { info } = this.openSnapshot(idOrName);
     try {
       writer.deleteSnapshot(info);
@@ -335,7 +331,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * which there is no backing file; `TOO_LARGE` if there is no room for the name
    */
   setBacking(reference: BackingReference): void {
-    const writer = this.#writable();
+    const writer = this.openWriter;
     if (reference.file !== null && this.header.isDataFileRaw) {
       throw new Qcow2Error('UNSUPPORTED', 'its raw data file holds the whole disk already', {
         file: this.path,
@@ -351,7 +347,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * @throws {Qcow2Error} as {@link write}
    */
   makeEmpty(): void {
-    this.#writable().makeEmpty();
+    this.openWriter.makeEmpty();
   }
 
   /**
@@ -359,12 +355,12 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * @throws {Qcow2Error} `HOST` if the host cannot promise it
    */
   override flush(): void {
-    this.#writer?.flush();
+    this.writer?.flush();
   }
 
   override hostRange(offset: number, length: number): HostRange | undefined {
     // What is written while the bytes are on their way would be sent instead of them.
-    return this.#writer === undefined ? super.hostRange(offset, length) : undefined;
+    return this.writer === undefined ? super.hostRange(offset, length) : undefined;
   }
 
   /**
@@ -372,7 +368,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * @throws {Qcow2Error} `CORRUPT`, `TOO_LARGE` or `TRUNCATED` if the snapshot table is damaged
    */
   get snapshots(): readonly SnapshotRow[] {
-    return (this.#snapshots ??= this.#inFile(() => readSnapshotTable(this.header, this.file)));
+    return (this.#snapshots ??= this.inFile(() => readSnapshotTable(this.header, this.file)));
   }
 
   /**
@@ -390,57 +386,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
         hint: this.#snapshotHint(),
       });
     }
-    return this.#inFile(() => new Qcow2Snapshot(this.context, info));
-  }
-
-  /**
-   * The persistent bitmaps with their state.
-   * @throws {Qcow2Error} `CORRUPT`, `TOO_LARGE`, `TRUNCATED` or `UNSUPPORTED` if the bitmap
-   * directory is damaged
-   */
-  get bitmaps(): readonly BitmapInfo[] {
-    if (this.#writer !== undefined) {
-      this.#writer.storeBitmaps();
-      this.#bitmaps = undefined;
-    }
-    return (this.#bitmaps ??= this.#inFile(() =>
-      readBitmapDirectory({ header: this.header, file: this.file }),
-    ));
-  }
-
-  /**
-   * Gives an image that has none its first persistent bitmaps. They are durable when it returns.
-   * @throws {Qcow2Error} as {@link write}; `UNSUPPORTED` for an image of version 2, or one that has
-   * bitmaps already; `TOO_LARGE` for bitmaps of too many bits
-   */
-  addFirstBitmaps(bitmaps: readonly NewBitmap[]): void {
-    this.#writable().addFirstBitmaps(bitmaps);
-    this.#bitmaps = undefined;
-  }
-
-  /**
-   * The runs of the disk that a bitmap marks, in order, neighbours merged.
-   *
-   * @throws {Qcow2Error} `NOT_FOUND`; `CORRUPT` if it is inconsistent or damaged
-   */
-  *dirtyRanges(bitmapName: string): Generator<DirtyRange> {
-    const bitmap = this.bitmaps.find(({ name }) => name === bitmapName);
-    if (bitmap === undefined) {
-      throw new Qcow2Error('NOT_FOUND', `there is no bitmap '${bitmapName}'`, { file: this.path });
-    }
-    if (bitmap.isInconsistent) {
-      throw new Qcow2Error('CORRUPT', 'it was not saved properly and cannot be trusted', {
-        file: this.path,
-        structure: `bitmap '${bitmapName}'`,
-        offset: bitmap.offset,
-      });
-    }
-    const ranges = dirtyRanges({ header: this.header, file: this.file }, bitmap, this.size);
-    try {
-      yield* ranges;
-    } catch (error) {
-      throw error instanceof Qcow2Error ? error.inFile(this.path) : error;
-    }
+    return this.inFile(() => new Qcow2Snapshot(this.context, info));
   }
 
   /**
@@ -451,7 +397,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * is lost and closing can be tried again, or {@link abandon} can close it
    */
   override close(): void {
-    this.#writer?.finish();
+    this.writer?.finish();
     this.file.close();
     this.dataFile?.device.close();
     this.backing?.close();
@@ -463,7 +409,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
    * a crash; what was written since the last {@link flush} may be lost.
    */
   abandon(): void {
-    this.#writer?.abandon();
+    this.writer?.abandon();
     for (const device of [this.file, this.dataFile?.device, this.backing]) {
       try {
         if (device instanceof Qcow2Image) device.abandon();
@@ -474,25 +420,8 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends GuestDisk {
     }
   }
 
-  #writable(): ImageWriter {
-    if (this.#writer === undefined) {
-      throw new Qcow2Error('READ_ONLY', 'it can only be read: it was not opened for writing', {
-        file: this.path,
-      });
-    }
-    return this.#writer;
-  }
-
   #snapshotHint(): string {
     const names = this.snapshots.slice(0, 5).map(({ id, name }) => `${id} (${name})`);
     return names.length === 0 ? 'the image has no snapshots' : `it has ${names.join(', ')}`;
-  }
-
-  #inFile<T>(action: () => T): T {
-    try {
-      return action();
-    } catch (error) {
-      throw error instanceof Qcow2Error ? error.inFile(this.path) : error;
-    }
   }
 }
