@@ -9,7 +9,7 @@ import type { PlanOptions } from '../operations/convert-plan.ts';
 import { chunkBytesFor, RawTarget, sparseSpec } from '../operations/convert-raw.ts';
 import type { ConvertTarget } from '../operations/convert.ts';
 import { OutputFile } from '../operations/output-file.ts';
-import type { NewBitmap } from '../qcow2/bitmap-adder.ts';
+import type { NewBitmap } from '../qcow2/bitmap-changes.ts';
 import type { Steps } from '../operations/progress.ts';
 import { usageError } from './command.ts';
 import type { ConvertChoices } from './convert-options.ts';
@@ -150,7 +150,7 @@ function describe(output: ImageOutput, { choices }: OutputRequest): ConvertOutpu
       zeroIsData: sparseBytes === 0,
       salvage,
     },
-    addBitmaps: (bitmaps) => image.addFirstBitmaps(bitmaps),
+    addBitmaps: (bitmaps) => image.addBitmaps(bitmaps),
     finish: () => output.finish(),
     abandon: () => output.abandon(),
   };

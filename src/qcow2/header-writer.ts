@@ -188,9 +188,10 @@ export class HeaderWriter {
     this.#file.flush();
     for (const { bytes, offset, length } of steps) {
       this.#file.write(bytes.subarray(offset, offset + length), offset);
-      this.#file.flush();
       this.#sector = bytes.slice(0, SECTOR_BYTES);
+      // Before the flush: if that fails, this is what the file says all the same.
       Object.assign(header, decodeHeader(bytes));
+      this.#file.flush();
     }
   }
 

@@ -15,8 +15,8 @@ import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import { DEFAULT_METADATA_CACHE_BYTES } from '../limits.ts';
 import { ClusterAllocator } from './allocator.ts';
 import type { PassDiscard } from './allocator.ts';
-import { addFirstBitmaps } from './bitmap-adder.ts';
-import type { NewBitmap } from './bitmap-adder.ts';
+import { changeBitmaps, checkBitmapChange } from './bitmap-changes.ts';
+import type { BitmapChange } from './bitmap-changes.ts';
 import { BitmapTracker } from './bitmap-writer.ts';
 import { readBitmapDirectory } from './bitmaps.ts';
 import { repairMetadata } from './check/repair.ts';
@@ -196,11 +196,28 @@ export class ImageWriter {
     this.change(({ committer }) => committer.flush());
   }
 
-  /** Gives an image that has none its first bitmaps. */
-  addFirstBitmaps(bitmaps: readonly NewBitmap[]): void {
-    this.change((engine) => addFirstBitmaps(engine, bitmaps));
-    // Those that record changes are found when the next one begins.
+  /** Adds, removes or changes bitmaps, durably. */
+  changeBitmaps(change: BitmapChange): void {
+    // All else is in the file before, and what records changes is found anew after it. So whatever
+    // goes wrong in between, the engine has nothing to lose but counts of clusters that are free.
     this.finish();
+    if (!checkBitmapChange(this.#parts, change)) return;
+    try {
+      this.change((engine) => changeBitmaps(engine, change));
+    } catch (error) {
+      this.#finishOrForget({ tells: false });
+      throw error;
+    }
+    this.#finishOrForget({ tells: true });
+  }
+
+  #finishOrForget({ tells }: { tells: boolean }): void {
+    try {
+      this.finish();
+    } catch (error) {
+      this.abandon();
+      if (tells) throw error;
+    }
   }
 
   /** Brings the bitmaps to the file, so that they can be read from there. */
@@ -233,6 +250,7 @@ export class ImageWriter {
   /** Forgets everything that is not in the file. */
   abandon(): void {
     this.#engine = undefined;
+    this.#compressed = undefined;
   }
 
   /**

@@ -14,6 +14,7 @@ import type { Qcow2Header } from '../format/qcow2/header.ts';
 import { MAX_BITMAP_DATA_BYTES, MAX_BITMAP_TABLE_ENTRIES } from '../limits.ts';
 import { assert } from '../util/assert.ts';
 import { alignUp, writeU32, writeU64 } from '../util/bytes.ts';
+import { setBits } from './bitmap-table.ts';
 import { decodeBitmapPlace, readBitmapCluster } from './bitmaps.ts';
 import type { BitmapInfo } from './bitmaps.ts';
 
@@ -341,21 +342,4 @@ export class TrackedBitmap {
     else writeU32(bytes, 0, value);
     this.#parts.file.write(bytes, this.info.offset + field);
   }
-}
-
-/** Sets bits, lowest first in each byte; whether any of them was clear. */
-function setBits(bits: Uint8Array, from: number, to: number): boolean {
-  let isChanged = false;
-  for (let bit = from; bit < to;) {
-    const inByte = bit & 7;
-    const count = Math.min(8 - inByte, to - bit);
-    const mask = (2 ** count - 1) << inByte;
-    const byte = bits[bit >>> 3]!;
-    if ((byte & mask) !== mask) {
-      bits[bit >>> 3] = byte | mask;
-      isChanged = true;
-    }
-    bit += count;
-  }
-  return isChanged;
 }

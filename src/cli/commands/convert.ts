@@ -8,7 +8,7 @@ import { ConcatenatedDevice } from '../../operations/concatenated.ts';
 import { convertSteps } from '../../operations/convert.ts';
 import type { ConvertOptions } from '../../operations/convert.ts';
 import type { UnreadableRange } from '../../operations/convert-chunk.ts';
-import type { NewBitmap } from '../../qcow2/bitmap-adder.ts';
+import type { NewBitmap } from '../../qcow2/bitmap-changes.ts';
 import { Qcow2Snapshot } from '../../qcow2/snapshots.ts';
 import { threadsFor, withPool } from '../../worker/convert-threads.ts';
 import type { ConvertInput } from '../../worker/convert-protocol.ts';

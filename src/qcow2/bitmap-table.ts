@@ -1,0 +1,169 @@
+/**
+ * The table of a persistent bitmap in memory, and the clusters of bits that it names (specification:
+ * "Bitmap table"). Bits that change go to fresh clusters; those in the file stay as they are.
+ */
+
+import { checkRange } from '../device/block-device.ts';
+import { Qcow2Error } from '../errors.ts';
+import type { BitmapEntry } from '../format/qcow2/bitmap-directory.ts';
+import { MAX_BITMAP_DATA_BYTES } from '../limits.ts';
+import { writeU64 } from '../util/bytes.ts';
+import { decodeBitmapPlace, readBitmapCluster } from './bitmaps.ts';
+import type { BitmapPlace, BitmapSource, DirtyRange } from './bitmaps.ts';
+import type { FreshClusters } from './table-copies.ts';
+
+/** What of a bitmap its table depends on. */
+type BitmapShape = Pick<BitmapEntry, 'name' | 'granularity' | 'tableOffset' | 'tableSize'>;
+
+/** The image that a bitmap is in. */
+type NamedSource = BitmapSource & { path: string };
+
+/** Bits of one cluster that are being changed. */
+interface OpenCluster {
+  index: number;
+  bits: Uint8Array;
+  isChanged: boolean;
+}
+
+/** See the head of this file. */
+export class BitmapTable {
+  /** The table as the file is to have it, without padding. */
+  readonly bytes: Uint8Array;
+  /** Whether {@link mark} has set a bit that was clear. */
+  isChanged = false;
+  readonly #source: NamedSource;
+  readonly #bitmap: BitmapShape;
+
+  private constructor(source: NamedSource, bitmap: BitmapShape) {
+    this.#source = source;
+    this.#bitmap = bitmap;
+    this.bytes = new Uint8Array(bitmap.tableSize * 8);
+  }
+
+  /** A table of a bitmap that marks nothing. */
+  static empty(source: NamedSource, bitmap: BitmapShape): BitmapTable {
+    return new BitmapTable(source, bitmap);
+  }
+
+  /**
+   * Reads a bitmap's table from the file.
+   * @throws {Qcow2Error} `TRUNCATED`, or `CORRUPT` if it is larger than any can be
+   */
+  static read(source: NamedSource, bitmap: BitmapShape): BitmapTable {
+    const { name, tableOffset: offset, tableSize } = bitmap;
+    const { file, header, path } = source;
+    const location = { file: path, structure: `table of bitmap '${name}'`, offset };
+    if (offset + tableSize * 8 > file.size) {
+      throw new Qcow2Error('TRUNCATED', 'the file ends before it does', location);
+    }
+    if ((tableSize - 1) * header.clusterSize > MAX_BITMAP_DATA_BYTES) {
+      throw new Qcow2Error('CORRUPT', 'it has more than 512 MiB of bits', location);
+    }
+    const table = new BitmapTable(source, bitmap);
+    file.read(table.bytes, offset);
+    return table;
+  }
+
+  /** Whether no bit is set, as far as the table tells. */
+  get isEmpty(): boolean {
+    return this.bytes.every((byte) => byte === 0);
+  }
+
+  /**
+   * Host offsets of the clusters of bits, each once.
+   * @throws {Qcow2Error} `CORRUPT` or `TRUNCATED` if an entry cannot be one
+   */
+  places(): Set<number> {
+    const places = new Set<number>();
+    for (let index = 0; index < this.#bitmap.tableSize; index++) {
+      const place = this.#place(index);
+      if (typeof place === 'number') places.add(place);
+    }
+    return places;
+  }
+
+  /**
+   * Marks ranges of the disk, which are in order. The table then names fresh clusters in the place of
+   * those in which bits have changed.
+   *
+   * @returns host offsets of the clusters that it names no more
+   * @throws {Qcow2Error} `OUT_OF_RANGE`; `CORRUPT` or `TRUNCATED` if an entry cannot be one; what
+   * allocating and writing, and iterating, throw
+   */
+  mark(dirty: Iterable<DirtyRange>, fresh: FreshClusters): number[] {
+    const { size, clusterSize } = this.#source.header;
+    const { granularity } = this.#bitmap;
+    const bitsPerCluster = clusterSize * 8;
+    const replaced: number[] = [];
+    let open: OpenCluster | undefined;
+    for (const { offset, length } of dirty) {
+      checkRange(offset, length, size);
+      const end = Math.ceil((offset + length) / granularity);
+      for (let bit = Math.floor(offset / granularity); bit < end;) {
+        const index = Math.floor(bit / bitsPerCluster);
+        const base = index * bitsPerCluster;
+        const stop = Math.min(end, base + bitsPerCluster);
+        if (open?.index !== index) {
+          this.#store(open, { fresh, replaced });
+          open = this.#load(index);
+        }
+        if (open !== undefined && setBits(open.bits, bit - base, stop - base)) {
+          open.isChanged = true;
+        }
+        bit = stop;
+      }
+    }
+    this.#store(open, { fresh, replaced });
+    return replaced;
+  }
+
+  #place(index: number): BitmapPlace {
+    const structure = `table of bitmap '${this.#bitmap.name}'`;
+    const offset = this.#bitmap.tableOffset + index * 8;
+    const entry = this.bytes.subarray(index * 8, index * 8 + 8);
+    try {
+      return decodeBitmapPlace(this.#source, entry, { structure, offset, index });
+    } catch (error) {
+      // Named, because it is this bitmap that is damaged, and not what the disk depends on.
+      throw error instanceof Qcow2Error ? error.inFile(this.#source.path) : error;
+    }
+  }
+
+  /** The bits of a cluster; undefined if all of them are set. */
+  #load(index: number): OpenCluster | undefined {
+    const place = this.#place(index);
+    if (place === 'ones') return undefined;
+    const bits = new Uint8Array(this.#source.header.clusterSize);
+    if (typeof place === 'number') readBitmapCluster(this.#source, place, bits);
+    return { index, bits, isChanged: false };
+  }
+
+  #store(
+    cluster: OpenCluster | undefined,
+    { fresh, replaced }: { fresh: FreshClusters; replaced: number[] },
+  ): void {
+    if (cluster?.isChanged !== true) return;
+    const { index, bits } = cluster;
+    const place = this.#place(index);
+    if (typeof place === 'number') replaced.push(place);
+    writeU64(this.bytes, index * 8, fresh.store(bits));
+    this.isChanged = true;
+  }
+}
+
+/** Sets bits, lowest first in each byte. @returns whether any of them was clear */
+export function setBits(bits: Uint8Array, from: number, to: number): boolean {
+  let isChanged = false;
+  for (let bit = from; bit < to;) {
+    const inByte = bit & 7;
+    const count = Math.min(8 - inByte, to - bit);
+    const mask = (2 ** count - 1) << inByte;
+    const byte = bits[bit >>> 3]!;
+    if ((byte & mask) !== mask) {
+      bits[bit >>> 3] = byte | mask;
+      isChanged = true;
+    }
+    bit += count;
+  }
+  return isChanged;
+}
