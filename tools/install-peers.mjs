@@ -25,6 +25,13 @@ const PACKAGES = [
   { name: 'fdisk', program: 'sfdisk' },
   { name: 'gdisk', program: 'sgdisk' },
   { name: 'mtools', program: 'mcopy' },
+  { name: 'fuse2fs', program: 'fuse2fs' },
+  { name: 'btrfs-progs', program: 'mkfs.btrfs' },
+  { name: 'exfatprogs', program: 'mkfs.exfat' },
+  { name: 'f2fs-tools', program: 'mkfs.f2fs' },
+  { name: 'genisoimage', program: 'genisoimage' },
+  { name: 'ntfs-3g', program: 'mkfs.ntfs' },
+  { name: 'squashfs-tools', program: 'mksquashfs' },
 ];
 
 /** Installs what can be installed, and names the rest. */
