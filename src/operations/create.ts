@@ -22,6 +22,7 @@ import type { ImageLayout } from './create-layout.ts';
 import { newHeader } from './create-options.ts';
 import type { Preallocation, Qcow2CreateOptions } from './create-options.ts';
 import { writeTables } from './create-tables.ts';
+import { firstBlockBytes } from './first-block.ts';
 import { NewFile } from './new-file.ts';
 import { runSteps } from './progress.ts';
 import type { Steps } from './progress.ts';
@@ -168,6 +169,7 @@ function* createDataFile(device: FileDevice, { header, preallocation }: Qcow2Pla
   const isWhole = header.isDataFileRaw || preallocation !== 'off';
   const length = isWhole ? allocatedSize(header) : header.size;
   yield* reserve(device, { offset: 0, length, preallocation });
+  if (!device.isBlockDevice) device.write(ZEROES.subarray(0, firstBlockBytes(length)), 0);
   if (device.size < length || !device.isBlockDevice) device.resize(length);
   device.flush();
 }
@@ -227,6 +229,7 @@ function* createRaw(path: string, plan: RawPlan): Steps<void> {
     if (device.isBlockDevice) device.resize(size);
     files.empty();
     yield* reserve(device, { offset: 0, length: size, preallocation });
+    if (!device.isBlockDevice) device.write(ZEROES.subarray(0, firstBlockBytes(size)), 0);
     device.resize(size);
     files.finish();
   } finally {

@@ -22,6 +22,7 @@ import { FileDevice } from '../device/file.ts';
 import { hostError, Qcow2Error } from '../errors.ts';
 import { fallocate } from '../host/fallocate.ts';
 import { lockFile, LockRequests } from '../host/locks.ts';
+import { firstBlockBytes } from './first-block.ts';
 
 /** How an {@link OutputFile} is opened. */
 export interface OutputFileOptions {
@@ -71,6 +72,7 @@ export class OutputFile {
       this.isEmpty = mode === 'create' && stats.isFile();
       if (this.isEmpty) {
         resize(fd, path, { from: stats.size, to: size });
+        this.write(ZEROES.subarray(0, firstBlockBytes(size)), 0);
         this.#preallocate(size, preallocation);
       } else {
         if (preallocation !== 'off') throw notPreallocated(path, preallocation);
