@@ -30,13 +30,22 @@ export interface CommandIo {
 /** Values of options by name: true for a flag, several for a list. */
 type ParsedValues = Readonly<Record<string, string | true | readonly string[] | undefined>>;
 
+/** An option that was given, and its value; a flag has none. */
+export interface GivenOption {
+  name: string;
+  value: string | undefined;
+}
+
 /** Parsed arguments of one call. */
 export class ParsedArguments {
   readonly operands: readonly string[];
+  /** All options in the order in which they were given. */
+  readonly given: readonly GivenOption[];
   readonly #values: ParsedValues;
 
-  constructor(operands: readonly string[], values: ParsedValues) {
+  constructor(operands: readonly string[], values: ParsedValues, given: readonly GivenOption[]) {
     this.operands = operands;
+    this.given = given;
     this.#values = values;
   }
 
@@ -121,11 +130,13 @@ export function parseCommandLine(command: CommandDefinition, argv: string[]): Pa
   });
   const operands: string[] = [];
   const values: Record<string, string | true | readonly string[]> = {};
+  const given: GivenOption[] = [];
   for (const token of tokens) {
     if (token.kind === 'positional') operands.push(token.value);
     if (token.kind !== 'option') continue;
     const definition = Object.hasOwn(definitions, token.name) ? definitions[token.name] : undefined;
     if (definition === undefined) throw unknownOption(token.rawName, definitions);
+    given.push({ name: token.name, value: token.value });
     if (definition.kind === 'flag') {
       if (token.value !== undefined) throw usageError(`${token.rawName} takes no value`);
       values[token.name] = true;
@@ -152,7 +163,7 @@ export function parseCommandLine(command: CommandDefinition, argv: string[]): Pa
   if (operands.length > maximum) {
     throw usageError(`unexpected argument '${operands[maximum]}'`);
   }
-  return new ParsedArguments(operands, values);
+  return new ParsedArguments(operands, values, given);
 }
 
 function toParseArgsOptions(definitions: CommandDefinition['options']) {

@@ -10,6 +10,7 @@ interface CommandModule {
 
 /** Literal imports: the bundler makes a chunk of each. */
 const COMMANDS: Readonly<Record<string, () => Promise<CommandModule>>> = {
+  bitmap: () => import('./commands/bitmap.ts'),
   check: () => import('./commands/check.ts'),
   commit: () => import('./commands/commit.ts'),
   compare: () => import('./commands/compare.ts'),
