@@ -3,38 +3,97 @@
  * in `qemu-img/` say which, and their calls show it. The list of options is the one that qemu-img prints.
  */
 
+import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { loadCommand } from '../../src/cli/commands.ts';
+import { qemuImg } from '../support/qemu.ts';
 import { sharedTemporaryDirectory } from '../support/temp.ts';
-import { makeImages } from './qemu-img/fixture.ts';
 import { CHECK, COMMIT, REBASE, RESIZE, SNAPSHOT } from './qemu-img/change-tables.ts';
-import { COMPARE, INFO, MAP, MEASURE } from './qemu-img/read-tables.ts';
+import { documentOf } from './qemu-img/document.ts';
+import { makeImages } from './qemu-img/fixture.ts';
+import { GENERAL } from './qemu-img/general-table.ts';
 import { CONVERT, CREATE, CREATION } from './qemu-img/make-tables.ts';
+import type { Subcommand } from './qemu-img/model.ts';
+import { COMPARE, INFO, MAP, MEASURE } from './qemu-img/read-tables.ts';
 import { expectCase } from './qemu-img/run-case.ts';
+
+const SUBCOMMANDS: readonly Subcommand[] = [
+  CHECK,
+  COMMIT,
+  COMPARE,
+  CONVERT,
+  CREATE,
+  INFO,
+  MAP,
+  MEASURE,
+  REBASE,
+  RESIZE,
+  SNAPSHOT,
+];
+
+/** What the tables leave to tests of its own. */
+const ELSEWHERE = /^(?:amend|bench|bitmap|dd)$| --(?:target-)?image-opts$/;
 
 const directory = sharedTemporaryDirectory();
 beforeAll(() => makeImages(directory));
 
-describe.each([
-  CREATE,
-  CREATION,
-  CONVERT,
-  CHECK,
-  COMMIT,
-  REBASE,
-  RESIZE,
-  SNAPSHOT,
-  COMPARE,
-  INFO,
-  MAP,
-  MEASURE,
-])('qcow2 $name', ({ name, readOnly, rows }) => {
-  const cases = rows.flatMap(({ names, cases }) =>
+describe.each([GENERAL, CREATION, ...SUBCOMMANDS])('qemu-img $name', (subcommand) => {
+  const cases = subcommand.rows.flatMap(({ names, cases }) =>
     cases.map((option) => ({ option, title: `${names[0]}: ${option.args.join(' ')}` })),
   );
   it.each(cases)('$title', async ({ option }) => {
-    const command = await loadCommand(name);
-    expect(command).toBeDefined();
-    await expectCase(option, { command: command!, images: directory, readOnly });
+    await expectCase(option, { subcommand, images: directory });
+  });
+});
+
+describe('the tables', () => {
+  const help = qemuImg('--help');
+  const namesOf = ({ rows }: Subcommand): string[] => rows.flatMap(({ names }) => names);
+
+  it('name every option of qemu-img --help', () => {
+    const synopses = [...help.matchAll(/^ {2}([a-z]+) (.*\bfilename.*|.*if=.*)$/gm)];
+    expect(synopses.length).toBeGreaterThan(10);
+    const missing = synopses.flatMap(([, name, synopsis = '']) => {
+      const subcommand = SUBCOMMANDS.find((candidate) => candidate.name === name);
+      if (subcommand === undefined) return [`${name}`];
+      const options = synopsis.match(/(?<![\w-])--?[A-Za-z][\w-]*|\b[a-z]+=/g) ?? [];
+      const known = namesOf(subcommand);
+      return options
+        .filter((option) => !option.endsWith('=') || name === 'dd')
+        .filter((option) => !known.includes(option))
+        .map((option) => `${name} ${option}`);
+    });
+    expect(missing.filter((option) => !ELSEWHERE.test(option))).toEqual([]);
+  });
+
+  it('name every standard option', () => {
+    const options = [...help.matchAll(/^ {4}'(-\w)', '(--\w+)'/gm)].flatMap(([, a, b]) => [a, b]);
+    expect(options.length).toBeGreaterThan(5);
+    expect(namesOf(GENERAL)).toEqual(expect.arrayContaining(options));
+  });
+
+  it.each(['qcow2', 'raw'])('name every creation option of %s images', (format) => {
+    const list = qemuImg('create', '-f', format, '-o', 'help', join(directory, 'x'));
+    const options = [...list.matchAll(/^ {2}([\w.-]+)=</gm)].map(([, name]) => name);
+    expect(options.length).toBeGreaterThan(3);
+    expect(namesOf(CREATION)).toEqual(expect.arrayContaining(options));
+  });
+
+  it('show each option by a call, and tell why it is not the same', () => {
+    for (const { names, state, remark, cases } of [GENERAL, CREATION, ...SUBCOMMANDS].flatMap(
+      ({ rows }) => rows,
+    )) {
+      const isPhrase = names[0]?.startsWith('(') === true;
+      if (!isPhrase) expect(cases.length, names[0]).toBeGreaterThan(0);
+      if (state !== 'same') expect(remark, names[0]).toBeDefined();
+    }
+  });
+
+  it('are what src/cli/QEMU-IMG.md says', async () => {
+    const parts = [{ title: 'In general', subcommand: GENERAL }];
+    for (const subcommand of SUBCOMMANDS) {
+      parts.push({ title: `qcow2 ${subcommand.name}`, subcommand });
+      if (subcommand === CREATE) parts.push({ title: 'create -o', subcommand: CREATION });
+    }
+    await expect(documentOf(parts)).toMatchFileSnapshot('../../src/cli/QEMU-IMG.md');
   });
 });
