@@ -35,7 +35,7 @@ export interface LayerDescription {
   dataFile?: string | undefined;
   /** The backing file, rather than the one that the image names; null for none. */
   backing?: BackingDescription | null | undefined;
-  /** Name to show for it, where that is not its path. */
+  /** Name to show for its file, or the part of it, where that is not the path. */
   shownName?: string | undefined;
 }
 

@@ -2,9 +2,8 @@
 
 import type { Image, ImageFormat } from '../chain/open.ts';
 import { Qcow2Error } from '../errors.ts';
-import { usageError } from './command.ts';
 import type { CommandIo, OptionDefinition, ParsedArguments } from './command.ts';
-import { CACHE_MODES, formatOption, IMAGE_FORMATS } from './image-options.ts';
+import { CACHE_MODES, formatOption, IMAGE_FORMATS, IMAGE_OPTS_OPTIONS } from './image-options.ts';
 import type { InterruptedError } from './progress.ts';
 import { reportError } from './report.ts';
 
@@ -18,12 +17,7 @@ export const CHANGE_OPTIONS = {
     choices: IMAGE_FORMATS,
   },
   quiet: { kind: 'flag', short: 'q', description: 'print nothing but errors' },
-  'image-opts': { kind: 'flag', description: 'refused: images are given by file name' },
-  object: {
-    kind: 'value',
-    placeholder: 'OBJECT',
-    description: 'refused: it is for secrets of encrypted images',
-  },
+  ...IMAGE_OPTS_OPTIONS,
 } as const satisfies Record<string, OptionDefinition>;
 
 /** qemu-img's `-t` for an image that is written. */
@@ -37,23 +31,15 @@ export const CACHE_OPTION = {
   },
 } as const satisfies Record<string, OptionDefinition>;
 
-/**
- * The format that was asked for, once the options are known to be ones that can apply.
- * @throws {Qcow2Error} `INVALID_OPTION`
- */
+/** The format that was asked for. */
 export function formatToChange(args: ParsedArguments): { format?: ImageFormat } {
-  if (args.flag('image-opts')) {
-    throw usageError('--image-opts is not supported here; give the image as a file name, with -f');
-  }
-  if (args.value('object') !== undefined) {
-    throw usageError('--object is not supported here: encrypted images are not written');
-  }
   return formatOption(args.value('format'));
 }
 
 /** Warns of a raw image that is about to be changed though nobody said that it is one. */
 export function warnIfGuessedRaw(image: Image, args: ParsedArguments, io: CommandIo): void {
   if (image.format !== 'raw' || args.value('format') !== undefined) return;
+  if (args.flag('image-opts')) return;
   io.stderr(
     `qcow2: warning: ${image.path}: no format was given, and it was taken for raw; ` +
       'say -f raw if it is\n',

@@ -54,8 +54,8 @@ const MAX_TRANSFER_BYTES = 1024 * 1024 * 1024;
 export class FileDevice implements HostFile {
   /** Path that it was opened by. */
   readonly path: string;
-  /** Name to show for it: its path, or what tells of its window too. */
-  readonly shownName: string;
+  /** Name to show for it, where its path is not what it was given as. */
+  readonly shownName: string | undefined;
   readonly readOnly: boolean;
   /** Device and inode of the file, which tell whether two paths are one file. */
   readonly identity: string;
@@ -83,7 +83,7 @@ export class FileDevice implements HostFile {
    * nor a block device, `OUT_OF_RANGE` if the window does not lie within it
    */
   constructor(path: string, options: FileDeviceOptions = {}) {
-    const { writable = false, growable = false, window, shownName = path } = options;
+    const { writable = false, growable = false, window, shownName } = options;
     this.path = path;
     this.shownName = shownName;
     this.readOnly = !writable;

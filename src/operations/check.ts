@@ -5,6 +5,7 @@
  * The verdict and its numbers are those of `qemu-img check`, and so are the messages.
  */
 
+import type { ImageDescription } from '../chain/description.ts';
 import { openImage } from '../chain/open.ts';
 import type { Image, OpenImageOptions } from '../chain/open.ts';
 import type { HostFile } from '../device/block-device.ts';
@@ -62,14 +63,17 @@ export interface CheckResult {
  *
  * @throws {Qcow2Error} as {@link openImage}
  */
-export function openForCheck(path: string, options: OpenImageOptions = {}): Image {
+export function openForCheck(
+  source: string | ImageDescription,
+  options: OpenImageOptions = {},
+): Image {
   try {
-    return openImage(path, options);
+    return openImage(source, options);
   } catch (error) {
     if (!(error instanceof Qcow2Error)) throw error;
-    if (error.code === 'REFUSED') return openImage(path, { ...options, withoutBacking: true });
+    if (error.code === 'REFUSED') return openImage(source, { ...options, withoutBacking: true });
     const isDamaged = error.code === 'TOO_LARGE' || error.code === 'CORRUPT';
-    if (isDamaged && options.format !== 'raw') return openDamaged(path, options, error);
+    if (isDamaged && options.format !== 'raw') return openDamaged(source, options, error);
     throw error;
   }
 }
@@ -78,13 +82,25 @@ export function openForCheck(path: string, options: OpenImageOptions = {}): Imag
  * Opens an image to repair it, as {@link openForCheck} does for a check, but for writing.
  * @throws {Qcow2Error} as {@link openImage}
  */
-export function openForRepair(path: string, options: OpenImageOptions = {}): Image {
-  return openForCheck(path, { ...options, writable: true, forRepair: true });
+export function openForRepair(
+  source: string | ImageDescription,
+  options: OpenImageOptions = {},
+): Image {
+  return openForCheck(source, { ...options, writable: true, forRepair: true });
 }
 
 /** Opens an image whose header is too damaged for reading, but not for a check. */
-function openDamaged(path: string, options: OpenImageOptions, reason: Qcow2Error): Image {
-  const { writable = false, forceShare = false, lock = true } = options;
+function openDamaged(
+  source: string | ImageDescription,
+  options: OpenImageOptions,
+  reason: Qcow2Error,
+): Image {
+  const description = typeof source === 'string' ? { path: source } : source;
+  const { path, window } = description;
+  if (window !== undefined) throw reason;
+  const { writable = false } = options;
+  const forceShare = options.forceShare === true || description.forceShare === true;
+  const lock = options.lock !== false && description.lock !== false;
   const file = new FileDevice(path, { writable, growable: writable });
   try {
     const forReading = forceShare ? LockRequests.shared.read : LockRequests.qcow2.read;

@@ -6,7 +6,7 @@ import type { BlockDevice } from '../device/block-device.ts';
 import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import type { BitmapInfo } from '../qcow2/bitmaps.ts';
 import { alignUp } from '../util/bytes.ts';
-import { referencedName } from './file-names.ts';
+import { givenName, referencedName } from './file-names.ts';
 
 /** One internal snapshot. */
 export interface SnapshotDocument {
@@ -71,11 +71,14 @@ type Qcow2 = Extract<Image, { format: 'qcow2' }>;
 /**
  * Describes one image. Its backing file is not looked at.
  *
- * @param filename the name to show for it (default: the path that it was opened by)
+ * @param filename the name to show for it (default: what it was opened by)
  * @throws {Qcow2Error} `CORRUPT`, `TOO_LARGE`, `TRUNCATED` or `UNSUPPORTED` if its snapshot table
  * or bitmap directory is damaged
  */
-export function imageInfo(image: Image, filename: string = image.path): ImageInfo {
+export function imageInfo(
+  image: Image,
+  filename: string = givenName(image) ?? image.path,
+): ImageInfo {
   if (image.format === 'raw') {
     return {
       'virtual-size': alignUp(image.size, 512),
@@ -113,11 +116,12 @@ export function imageInfo(image: Image, filename: string = image.path): ImageInf
 /** Describes an image that was opened with its backing chain, and each file of the chain. */
 export function chainInfo(image: Image): ImageInfo[] {
   const documents: ImageInfo[] = [];
-  let filename = image.path;
+  let filename = givenName(image) ?? image.path;
   for (let layer: Image | undefined = image; layer !== undefined; layer = layer.backing) {
     const document = imageInfo(layer, filename);
     documents.push(document);
-    filename = document['full-backing-filename'] ?? '';
+    const given = layer.backing && givenName(layer.backing);
+    filename = given ?? document['full-backing-filename'] ?? '';
   }
   return documents;
 }

@@ -104,6 +104,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends DiskWithBit
       clusterSize,
       budgetBytes: parts.clusterCacheBytes ?? DEFAULT_CLUSTER_CACHE_BYTES,
     });
+    const fileName = file instanceof FileDevice ? file.shownName : undefined;
     let looksForHoles: boolean | undefined;
     super(
       {
@@ -111,7 +112,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends DiskWithBit
         header,
         file,
         dataFile: dataFile?.device ?? file,
-        dataPath: dataFile?.path ?? (file instanceof FileDevice ? file.shownName : path),
+        dataPath: dataFile?.path ?? fileName ?? path,
         backing,
         decoder: clusterDecoder(header.compressionType),
         tables,
@@ -141,6 +142,11 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends DiskWithBit
         metadataCacheBytes: parts.metadataCacheBytes,
       });
     }
+  }
+
+  /** Zeroes are a matter of L2 entries, except in version 2. */
+  get zeroesFast(): boolean {
+    return this.header.version >= 3;
   }
 
   /**

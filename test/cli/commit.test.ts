@@ -249,7 +249,7 @@ describePeers(['qemu-img', 'qemu-io'], 'interrupted at any moment', () => {
 
 describe('bad use', () => {
   test.each([
-    [['--image-opts', 'driver=qcow2'], '--image-opts is not supported here'],
+    [['--image-opts', 'driver=qcow2'], 'A block device must be specified'],
     [['--object', 'secret', 'a'], '--object is not supported here'],
     [[], 'expected IMAGE'],
     [['a', 'b'], "unexpected argument 'b'"],

@@ -362,7 +362,7 @@ describePeers(['qemu-img', 'qemu-io'], 'interrupted at any moment', () => {
 
 describe('bad use', () => {
   test.each([
-    [['--image-opts', '-b', '', 'driver=qcow2'], '--image-opts is not supported here'],
+    [['--image-opts', '-b', '', 'driver=qcow2'], 'A block device must be specified'],
     [['--object', 'secret', '-b', '', 'a'], '--object is not supported here'],
     [['-b', ''], 'expected IMAGE'],
     [['-b', '', 'a', 'b'], "unexpected argument 'b'"],

@@ -242,7 +242,7 @@ describePeers(['qemu-img'], 'resizing what cannot be', () => {
 
 describe('bad use', () => {
   test.each([
-    [['--image-opts', 'driver=qcow2', '1G'], '--image-opts is not supported here'],
+    [['--image-opts', 'driver=qcow2', '1G'], 'A block device must be specified'],
     [['--object', 'secret', 'a', '1G'], '--object is not supported here'],
     [['a'], 'expected IMAGE [+|-]SIZE'],
     [['a', 'b', '1G'], "unexpected argument '1G'"],

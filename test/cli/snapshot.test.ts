@@ -198,7 +198,7 @@ describePeers(['qemu-img'], 'where it is better than qemu-img snapshot', () => {
 
 describe('bad use', () => {
   test.each([
-    [['--image-opts', 'driver=qcow2'], '--image-opts is not supported here'],
+    [['--image-opts', 'driver=qcow2'], 'A block device must be specified'],
     [['--object', 'secret', 'a'], '--object is not supported here'],
     [[], 'expected IMAGE'],
     [['a', 'b'], "unexpected argument 'b'"],

@@ -18,9 +18,14 @@ export interface Twins {
   theirs: string;
 }
 
-/** Has `make` fill a directory, which must hold relative names only, and makes a twin of it. */
-export function makeTwins(make: (directory: string) => void): Twins {
-  const directory = temporaryDirectory();
+/**
+ * Has `make` fill a directory, which must hold relative names only, and makes a twin of it.
+ * @param directory an empty one (default: one that is removed after the test)
+ */
+export function makeTwins(
+  make: (directory: string) => void,
+  directory: string = temporaryDirectory(),
+): Twins {
   const [first, ours, theirs] = ['first', 'ours', 'theirs'].map((name) => join(directory, name));
   mkdirSync(first!);
   make(first!);

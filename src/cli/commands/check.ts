@@ -3,7 +3,14 @@
 import { checkImage, openForCheck, openForRepair, repairImage } from '../../operations/check.ts';
 import type { CheckProblem, CheckResult } from '../../operations/check.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
-import { CACHE_MODES, FORCE_SHARE_OPTION, formatOption, IMAGE_FORMATS } from '../image-options.ts';
+import {
+  CACHE_MODES,
+  FORCE_SHARE_OPTION,
+  formatOption,
+  givenImage,
+  IMAGE_FORMATS,
+  IMAGE_OPTS_OPTIONS,
+} from '../image-options.ts';
 import { ProgressReporter } from '../progress.ts';
 
 const EXIT_SOUND = 0;
@@ -58,6 +65,7 @@ export const command: CommandDefinition = {
     progress: { kind: 'flag', short: 'p', description: 'show progress' },
     quiet: { kind: 'flag', short: 'q', description: 'print nothing but problems' },
     ...FORCE_SHARE_OPTION,
+    ...IMAGE_OPTS_OPTIONS,
   },
   run,
 };
@@ -67,7 +75,7 @@ function run(args: ParsedArguments, io: CommandIo): number {
   const [path = ''] = args.operands;
   const isQuiet = args.flag('quiet');
   const open = isRepair ? openForRepair : openForCheck;
-  using image = open(path, {
+  using image = open(givenImage(args, path), {
     ...formatOption(args.value('format')),
     forceShare: args.flag('force-share'),
   });
@@ -90,7 +98,11 @@ function run(args: ParsedArguments, io: CommandIo): number {
   }
   if (!isQuiet) {
     const isJson = args.choice('output', OUTPUTS, 'human') === 'json';
-    io.stdout(isJson ? `${JSON.stringify(result, undefined, 4)}\n` : describe(result));
+    io.stdout(
+      isJson
+        ? `${JSON.stringify({ ...result, filename: path }, undefined, 4)}\n`
+        : describe(result),
+    );
   }
   if (result['check-errors'] > 0) {
     io.stderr('qcow2: Check failed\n');

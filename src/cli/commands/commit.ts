@@ -1,12 +1,13 @@
 /** `qcow2 commit`: write what an overlay has to its backing file. */
 
 import { openImage } from '../../chain/open.ts';
-import type { ChainedQcow2Image, Image } from '../../chain/open.ts';
+import type { ChainedQcow2Image, Image, OpenImageOptions } from '../../chain/open.ts';
 import { prepareToRead } from '../../chain/prepare.ts';
 import { Qcow2Error } from '../../errors.ts';
 import { commitSteps, findBacking } from '../../operations/commit.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
-import { REFERENCE_OPTIONS, referenceOptions } from '../image-options.ts';
+import { givenImage, REFERENCE_OPTIONS, referenceOptions } from '../image-options.ts';
+import type { GivenImage } from '../image-options.ts';
 import { driveSteps, InterruptedError, ProgressReporter } from '../progress.ts';
 import { parseSize } from '../size.ts';
 import { CACHE_OPTION, CHANGE_OPTIONS, formatToChange, reportInterrupt } from '../write-options.ts';
@@ -51,11 +52,12 @@ export const command: CommandDefinition = {
 async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const [path = ''] = args.operands;
   const open = { ...formatToChange(args), ...referenceOptions(args) };
+  const given = givenImage(args, path);
   const rate = args.value('rate-limit');
   const bytesPerSecond = rate === undefined ? 0 : parseSize(rate, 'the rate');
   const baseName = args.value('base');
-  const depth = baseName === undefined ? 1 : depthOf(path, open, baseName);
-  using opened = openImage(path, { ...open, writable: true, writableBacking: depth });
+  const depth = baseName === undefined ? 1 : depthOf(given, open, baseName);
+  using opened = openImage(given, { ...open, writable: true, writableBacking: depth });
   const image = overlayOf(opened);
   await prepareToRead(image);
   const isQuiet = args.flag('quiet');
@@ -77,11 +79,13 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
 }
 
 /** How far below the image the layer is that `-b` names. */
-function depthOf(path: string, open: Parameters<typeof openImage>[1], name: string): number {
-  using image = openImage(path, { ...open, forceShare: true });
+function depthOf(given: GivenImage, open: OpenImageOptions, name: string): number {
+  using image = openImage(given, { ...open, forceShare: true });
   const depth = findBacking(overlayOf(image), name);
   if (depth !== undefined) return depth;
-  throw new Qcow2Error('NOT_FOUND', `there is no '${name}' in its backing chain`, { file: path });
+  throw new Qcow2Error('NOT_FOUND', `there is no '${name}' in its backing chain`, {
+    file: image.path,
+  });
 }
 
 function overlayOf(image: Image): ChainedQcow2Image {

@@ -10,6 +10,8 @@ import {
   CACHE_MODES,
   FORCE_SHARE_OPTION,
   formatOption,
+  givenImage,
+  IMAGE_OPTS_OPTIONS,
   IMAGE_FORMATS,
   REFERENCE_OPTIONS,
   referenceOptions,
@@ -67,6 +69,7 @@ export const command: CommandDefinition = {
     },
     ...REFERENCE_OPTIONS,
     ...FORCE_SHARE_OPTION,
+    ...IMAGE_OPTS_OPTIONS,
   },
   errorExitCode: EXIT_OPEN,
   run,
@@ -76,8 +79,11 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const [firstPath = '', secondPath = ''] = args.operands;
   const isQuiet = args.flag('quiet');
   const references = referenceOptions(args);
-  using first = openImage(firstPath, { ...formatOption(args.value('format')), ...references });
-  using second = openImage(secondPath, {
+  using first = openImage(givenImage(args, firstPath), {
+    ...formatOption(args.value('format')),
+    ...references,
+  });
+  using second = openImage(givenImage(args, secondPath, 'second-format'), {
     ...formatOption(args.value('second-format')),
     ...references,
   });

@@ -8,6 +8,8 @@ import {
   DESCRIBE_OPTIONS,
   FORCE_SHARE_OPTION,
   formatOption,
+  givenImage,
+  IMAGE_OPTS_OPTIONS,
   REFERENCE_OPTIONS,
   referenceOptions,
 } from '../image-options.ts';
@@ -27,6 +29,7 @@ export const command: CommandDefinition = {
     'backing-chain': { kind: 'flag', description: 'describe the backing files too' },
     ...REFERENCE_OPTIONS,
     ...FORCE_SHARE_OPTION,
+    ...IMAGE_OPTS_OPTIONS,
   },
   run,
 };
@@ -34,7 +37,7 @@ export const command: CommandDefinition = {
 function run(args: ParsedArguments, io: CommandIo): number {
   const [path = ''] = args.operands;
   const isChain = args.flag('backing-chain');
-  using image = openImage(path, {
+  using image = openImage(givenImage(args, path), {
     ...formatOption(args.value('format')),
     ...referenceOptions(args),
     withoutBacking: !isChain,

@@ -9,6 +9,8 @@ import {
   DESCRIBE_OPTIONS,
   FORCE_SHARE_OPTION,
   formatOption,
+  givenImage,
+  IMAGE_OPTS_OPTIONS,
   REFERENCE_OPTIONS,
   referenceOptions,
 } from '../image-options.ts';
@@ -39,6 +41,7 @@ export const command: CommandDefinition = {
     },
     ...REFERENCE_OPTIONS,
     ...FORCE_SHARE_OPTION,
+    ...IMAGE_OPTS_OPTIONS,
   },
   run,
 };
@@ -47,7 +50,7 @@ function run(args: ParsedArguments, io: CommandIo): number {
   const [path = ''] = args.operands;
   const startOffset = sizeOption(args, 'start-offset', 'the start offset');
   const maxLength = sizeOption(args, 'max-length', 'the length');
-  using image = openImage(path, {
+  using image = openImage(givenImage(args, path), {
     ...formatOption(args.value('format')),
     ...referenceOptions(args),
   });

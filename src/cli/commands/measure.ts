@@ -12,6 +12,9 @@ import {
   DESCRIBE_OPTIONS,
   FORCE_SHARE_OPTION,
   formatOption,
+  givenImage,
+  IMAGE_OPTS_OPTIONS,
+  refuseObjects,
   IMAGE_FORMATS,
   REFERENCE_OPTIONS,
   referenceOptions,
@@ -57,12 +60,7 @@ export const command: CommandDefinition = {
     },
     ...REFERENCE_OPTIONS,
     ...FORCE_SHARE_OPTION,
-    'image-opts': { kind: 'flag', description: 'refused: images are given by file name' },
-    object: {
-      kind: 'value',
-      placeholder: 'OBJECT',
-      description: 'refused: it is for secrets of encrypted images',
-    },
+    ...IMAGE_OPTS_OPTIONS,
   },
   run,
 };
@@ -86,12 +84,7 @@ function checkArguments(
   path: string | undefined,
   sizeText: string | undefined,
 ): void {
-  if (args.flag('image-opts')) {
-    throw usageError('--image-opts is not supported here; give the image as a file name, with -f');
-  }
-  if (args.value('object') !== undefined) {
-    throw usageError('--object is not supported here: encrypted images are not read');
-  }
+  refuseObjects(args);
   if (path !== undefined && sizeText !== undefined) {
     throw usageError('give --size or an image, not both');
   }
@@ -117,7 +110,7 @@ function measureOptions(format: ImageFormat, lists: readonly string[]): MeasureO
 }
 
 function measureFile(path: string, args: ParsedArguments, options: MeasureOptions): Measurement {
-  using image = openImage(path, {
+  using image = openImage(givenImage(args, path), {
     ...formatOption(args.value('format')),
     ...referenceOptions(args),
   });

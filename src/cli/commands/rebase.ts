@@ -15,6 +15,7 @@ import {
   CACHE_MODES,
   FORCE_SHARE_OPTION,
   formatOption,
+  givenImage,
   IMAGE_FORMATS,
   REFERENCE_OPTIONS,
   referenceOptions,
@@ -81,7 +82,7 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   // What is shared is what is only read: the new backing file.
   const references = { ...referenceOptions(args), forceShare: false };
   const open = { ...format, ...references, writable: true, withoutBacking: isUnsafe };
-  using opened = openImage(path, open);
+  using opened = openImage(givenImage(args, path), open);
   const image = withBacking(opened);
   checkBacking(image, reference);
   if (isUnsafe) {

@@ -10,7 +10,7 @@ import {
 } from '../../operations/resize.ts';
 import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
-import { REFERENCE_OPTIONS, referenceOptions } from '../image-options.ts';
+import { givenImage, REFERENCE_OPTIONS, referenceOptions } from '../image-options.ts';
 import { driveSteps, InterruptedError, ProgressReporter } from '../progress.ts';
 import { parseSize } from '../size.ts';
 import {
@@ -53,7 +53,11 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const [path = '', sizeText = ''] = args.operands;
   const format = formatToChange(args);
   const change = parseChange(sizeText);
-  using image = openImage(path, { ...format, ...referenceOptions(args), writable: true });
+  using image = openImage(givenImage(args, path), {
+    ...format,
+    ...referenceOptions(args),
+    writable: true,
+  });
   warnIfGuessedRaw(image, args, io);
   if (image.format === 'raw') image.growable = true;
   const oldSize = image.size;

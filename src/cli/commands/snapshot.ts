@@ -8,7 +8,7 @@ import { imageInfo } from '../../operations/info.ts';
 import type { Steps } from '../../operations/progress.ts';
 import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
-import { FORCE_SHARE_OPTION } from '../image-options.ts';
+import { FORCE_SHARE_OPTION, givenImage } from '../image-options.ts';
 import { driveSteps, ProgressReporter } from '../progress.ts';
 import { formatSize } from '../size.ts';
 import { CHANGE_OPTIONS, formatToChange } from '../write-options.ts';
@@ -59,15 +59,16 @@ export const command: CommandDefinition = {
 async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const [path = ''] = args.operands;
   const open = { ...formatToChange(args), forceShare: args.flag('force-share') };
+  const given = givenImage(args, path);
   const change = changeOf(args);
   // Snapshots are a matter of the image alone.
   const alone = { ...open, withoutBacking: true };
   if (change === undefined) {
-    using image = openImage(path, alone);
+    using image = openImage(given, alone);
     io.stdout(listOf(image));
     return 0;
   }
-  using image = openImage(path, { ...alone, writable: true });
+  using image = openImage(given, { ...alone, writable: true });
   const qcow2 = withSnapshots(image);
   const reporter = new ProgressReporter(io, { show: false, stepPercent: 100 });
   // Signals wait until it is done.
