@@ -16,6 +16,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<CommandModule>>> = {
   compare: () => import('./commands/compare.ts'),
   convert: () => import('./commands/convert.ts'),
   create: () => import('./commands/create.ts'),
+  dd: () => import('./commands/dd.ts'),
   info: () => import('./commands/info.ts'),
   map: () => import('./commands/map.ts'),
   rebase: () => import('./commands/rebase.ts'),

@@ -1,6 +1,6 @@
 /** The output of `qcow2 convert`: made or opened, and how it has to be written. */
 
-import type { ChainedQcow2Image, OpenImageOptions } from '../chain/open.ts';
+import type { ChainedQcow2Image, Image, OpenImageOptions } from '../chain/open.ts';
 import { Qcow2Error } from '../errors.ts';
 import type { ChunkSpec } from '../operations/convert-chunk.ts';
 import { ImageOutput, ImageTarget } from '../operations/convert-image.ts';
@@ -38,6 +38,16 @@ export interface ConvertOutput {
   finish(): void;
   /** Gives it up. @returns what became of it */
   abandon(): AbandonedOutput;
+}
+
+/** Every file that reading an image reads. */
+export function filesOf(image: Image): string[] {
+  const files: string[] = [];
+  for (let layer: Image | undefined = image; layer !== undefined; layer = layer.backing) {
+    files.push(layer.path);
+    if (layer.format === 'qcow2' && layer.dataFile !== undefined) files.push(layer.dataFile.path);
+  }
+  return files;
 }
 
 /** Gives an output up, and says what became of it. */

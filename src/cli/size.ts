@@ -15,17 +15,19 @@ const DECIMAL = /^\s*\+?([0-9]+)(?:\.([0-9]*))?([bkmgtpe])?$/i;
  *
  * @param text as in `1.5G`
  * @param what names the value in the error, as in `the sparse size`
- * @throws {Qcow2Error} `INVALID_OPTION` if it is malformed, or 2^53 bytes and more
+ * @param bound it must be less than that; above 2^53, what it is exactly is lost (default 2^53)
+ * @throws {Qcow2Error} `INVALID_OPTION` if it is malformed, or `bound` and more
  */
-export function parseSize(text: string, what: string): number {
+export function parseSize(text: string, what: string, bound = 2 ** 53): number {
   const bytes = sizeInBytes(text);
   if (bytes === undefined) {
     throw usageError(
       `${what} '${text}' is not a size; give bytes, or a number with a suffix k, M, G, T, P or E`,
     );
   }
-  if (bytes > Number.MAX_SAFE_INTEGER) {
-    throw usageError(`${what} '${text}' is too large; sizes are less than 8P`);
+  if (bytes >= bound) {
+    const most = bound === 2 ** 53 ? '8P' : `${bound}`;
+    throw usageError(`${what} '${text}' is too large; sizes are less than ${most}`);
   }
   return bytes;
 }

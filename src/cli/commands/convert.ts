@@ -16,7 +16,7 @@ import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import { CONVERT_OPTIONS, parseConvertOptions } from '../convert-options.ts';
 import type { ConvertChoices } from '../convert-options.ts';
-import { describeOutcome, openConvertOutput, withOutcome } from '../convert-output.ts';
+import { describeOutcome, filesOf, openConvertOutput, withOutcome } from '../convert-output.ts';
 import type { ConvertOutput } from '../convert-output.ts';
 import { asksForOptions, creationOptionsHelp } from '../creation-options.ts';
 import { formatOption, IMAGE_FORMATS, referenceOptions } from '../image-options.ts';
@@ -159,14 +159,4 @@ function bitmapsOf(image: Image, { bitmaps }: ConvertChoices, io: CommandIo): Ne
     .map(({ name, granularity, isEnabled }) => {
       return { name, granularity, isEnabled, dirty: image.dirtyRanges(name) };
     });
-}
-
-/** Every file that reading an image reads. */
-function filesOf(image: Image): string[] {
-  const files: string[] = [];
-  for (let layer: Image | undefined = image; layer !== undefined; layer = layer.backing) {
-    files.push(layer.path);
-    if (layer.format === 'qcow2' && layer.dataFile !== undefined) files.push(layer.dataFile.path);
-  }
-  return files;
 }
