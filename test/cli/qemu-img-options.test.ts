@@ -31,7 +31,7 @@ const SUBCOMMANDS: readonly Subcommand[] = [
 ];
 
 /** What the tables leave to tests of its own. */
-const ELSEWHERE = /^(?:amend|bench|bitmap|dd)$| --(?:target-)?image-opts$/;
+const ELSEWHERE = /^(?:amend|bench|bitmap|dd)$|^convert --(?:target-)?image-opts$/;
 
 const directory = sharedTemporaryDirectory();
 beforeAll(() => makeImages(directory));

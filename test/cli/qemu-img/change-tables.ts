@@ -1,6 +1,6 @@
 /** The options of the subcommands that change images: check, commit, rebase, resize, snapshot. */
 
-import { forceShareRow, objectRow } from './common-rows.ts';
+import { forceShareRow, imageOptsRow, objectRow } from './common-rows.ts';
 import { better, call, notHere, onlyHere, same, wrong } from './model.ts';
 import type { Subcommand } from './model.ts';
 import { CACHE, FORMATS, PROGRESS } from './read-tables.ts';
@@ -65,6 +65,7 @@ export const CHECK: Subcommand = {
     same('-T', [call('-T unsafe @plain.qcow2'), wrong('-T foo @plain.qcow2')], CACHE),
     forceShareRow('@disk.qcow2'),
     objectRow('@plain.qcow2'),
+    imageOptsRow({ image: 'plain.qcow2' }),
     better('-p', PROGRESS, [onlyHere('-p @plain.qcow2', { ours: { exitCode: 0, says: '100%' } })]),
   ],
 };
@@ -111,6 +112,7 @@ export const COMMIT: Subcommand = {
     better('-p', PROGRESS, [call('-p @top.qcow2', COMMITTED)]),
     same('-q', [call('-q @top.qcow2', COMMITTED), call('-q -p @top.qcow2', COMMITTED)]),
     objectRow('@top.qcow2'),
+    imageOptsRow({ image: 'top.qcow2', details: COMMITTED }),
     better('(an interrupt)', 'the overlay has all its data still, and can be committed again', []),
   ],
 };
@@ -176,6 +178,7 @@ export const REBASE: Subcommand = {
       wrong('-b disk.qcow2 -F qcow2 @top.qcow2', { inUse: 'disk.qcow2' }),
     ]),
     objectRow(`${TO_OTHER} @top.qcow2`),
+    imageOptsRow({ before: '-b @other.qcow2 -F qcow2', image: 'top.qcow2' }),
     better('-c', 'compresses what the image is given, as from QEMU 9.0 on', [
       onlyHere(`-c ${TO_OTHER} @top.qcow2`),
     ]),
@@ -241,6 +244,7 @@ export const RESIZE: Subcommand = {
     ]),
     same('-q', [call('-q @plain.qcow2 5M', PLAIN), wrong('-q @plain.qcow2 1M')]),
     objectRow('@plain.qcow2 5M'),
+    imageOptsRow({ image: 'plain.qcow2', after: '5M', details: PLAIN }),
     better('-p', PROGRESS, [
       onlyHere('-p --preallocation=full @plain.qcow2 5M', { ours: { exitCode: 0, says: '100%' } }),
     ]),
@@ -289,6 +293,7 @@ export const SNAPSHOT: Subcommand = {
       wrong('-U -c second @disk.qcow2', { inUse: 'disk.qcow2' }),
     ]),
     objectRow('-l @disk.qcow2'),
+    imageOptsRow({ before: '-l', image: 'disk.qcow2' }),
     better('-f', 'says the format, as from QEMU 10.0 on', [onlyHere('-f qcow2 -l @disk.qcow2')]),
   ],
 };

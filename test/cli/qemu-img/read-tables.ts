@@ -1,6 +1,6 @@
 /** The options of the subcommands that only read: compare, info, map, measure. */
 
-import { forceShareRow, objectRow } from './common-rows.ts';
+import { forceShareRow, imageOptsRow, objectRow } from './common-rows.ts';
 import { better, call, notHere, same, wrong } from './model.ts';
 import type { Subcommand } from './model.ts';
 
@@ -61,6 +61,11 @@ export const COMPARE: Subcommand = {
     ]),
     forceShareRow('@disk.qcow2 @disk.qcow2', { exitCode: 2 }),
     objectRow('@disk.qcow2 @disk.qcow2', { exitCode: 2 }),
+    imageOptsRow({
+      image: 'plain.qcow2',
+      after: 'driver=qcow2,file.filename=@plain.qcow2',
+      failure: 2,
+    }),
     better('(a wrong call)', 'exits with 2: qemu-img has 1, which also means that images differ', [
       notHere('@disk.qcow2', 'expected IMAGE IMAGE', { exitCode: 2 }),
       notHere('@disk.qcow2 @disk.qcow2 @disk.qcow2', 'unexpected argument', { exitCode: 2 }),
@@ -113,6 +118,7 @@ export const INFO: Subcommand = {
     ]),
     forceShareRow('@disk.qcow2'),
     objectRow('@disk.qcow2'),
+    imageOptsRow({ image: 'plain.qcow2' }),
   ],
 };
 
@@ -166,6 +172,7 @@ export const MAP: Subcommand = {
     ]),
     forceShareRow('@disk.qcow2'),
     objectRow('@disk.qcow2'),
+    imageOptsRow({ image: 'plain.qcow2' }),
   ],
 };
 
@@ -244,6 +251,7 @@ export const MEASURE: Subcommand = {
     ]),
     forceShareRow('-O qcow2 @disk.qcow2'),
     objectRow('-O qcow2 @disk.qcow2'),
+    imageOptsRow({ before: '-O qcow2', image: 'plain.qcow2' }),
   ],
 };
 
