@@ -103,6 +103,7 @@ describePeers(PEERS, 'as qemu-img bitmap', () => {
     [['--merge', 'coarse', '--clear', '--merge', 'fine', '--enable', 'DIR/disk.qcow2', 'still']],
     [['--add', '--remove', '--add', '--disable', 'DIR/disk.qcow2', 'again']],
     [['--remove', '--add', '-g', '1M', 'DIR/disk.qcow2', 'fine']],
+    [['--add', '--image-opts', 'driver=qcow2,file.filename=DIR/disk.qcow2', 'new']],
     // What was done before the action that fails stays.
     [['--add', '--add', 'DIR/disk.qcow2', 'half']],
     [['--clear', '--merge', 'odd', 'DIR/disk.qcow2', 'fine']],

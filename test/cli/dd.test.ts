@@ -165,6 +165,14 @@ describePeers(['qemu-img', 'qemu-io'], 'as qemu-img dd', () => {
     expect(statSync(join(twins.ours, 'out')).size).toBe(2 * KiB);
   });
 
+  test('an image by its options', async () => {
+    const twins = makeInputs();
+    const input = 'if=driver=raw,offset=512,size=2048,file.filename=DIR/in.raw';
+    await expectAsQemu(command, twins, ['--image-opts', 'skip=1', input, 'of=DIR/out']);
+    expectSameOutput(twins);
+    expect(statSync(join(twins.ours, 'out')).size).toBe(1536);
+  });
+
   test('an image that is in use is read with -U only', async () => {
     const twins = makeInputs();
     const path = join(twins.ours, 'in.qcow2');

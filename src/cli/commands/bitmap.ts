@@ -7,7 +7,10 @@ import { usageError } from '../command.ts';
 import type { CommandDefinition, ParsedArguments } from '../command.ts';
 import {
   formatOption,
+  givenImage,
   IMAGE_FORMATS,
+  IMAGE_OPTS_OPTIONS,
+  namedImage,
   REFERENCE_OPTIONS,
   referenceOptions,
 } from '../image-options.ts';
@@ -69,8 +72,7 @@ export const command: CommandDefinition = {
       description: 'with --add: bytes to a bit, 512 to 2G (default: the cluster size, 4k to 64k)',
     },
     format: CHANGE_OPTIONS.format,
-    'image-opts': CHANGE_OPTIONS['image-opts'],
-    object: CHANGE_OPTIONS.object,
+    ...IMAGE_OPTS_OPTIONS,
     ...REFERENCE_OPTIONS,
   },
   run,
@@ -90,11 +92,15 @@ function run(args: ParsedArguments): number {
   if (sourcePath !== undefined && !has('merge')) throw usageError('-b is for --merge only');
   // What is behind the image has no say in what its bitmaps mark.
   const open = { ...referenceOptions(args), withoutBacking: true };
-  using opened = openImage(path, { ...open, ...formatToChange(args), writable: true });
+  const given = givenImage(args, path);
+  using opened = openImage(given, { ...open, ...formatToChange(args), writable: true });
   using source =
     sourcePath === undefined
       ? undefined
-      : openImage(sourcePath, { ...open, ...formatOption(sourceFormat) });
+      : openImage(namedImage(sourcePath, sourceFormat), {
+          ...open,
+          ...formatOption(sourceFormat),
+        });
   const image = withBitmaps(opened);
   for (const action of actions) {
     if (action.name === 'add') {

@@ -17,7 +17,9 @@ import type { ConvertOutput } from '../convert-output.ts';
 import {
   FORCE_SHARE_OPTION,
   formatOption,
+  givenImage,
   IMAGE_FORMATS,
+  IMAGE_OPTS_OPTIONS,
   REFERENCE_OPTIONS,
   referenceOptions,
 } from '../image-options.ts';
@@ -56,8 +58,7 @@ export const command: CommandDefinition = {
       choices: IMAGE_FORMATS,
     },
     progress: { kind: 'flag', short: 'p', description: 'show progress' },
-    'image-opts': CHANGE_OPTIONS['image-opts'],
-    object: CHANGE_OPTIONS.object,
+    ...IMAGE_OPTS_OPTIONS,
     ...REFERENCE_OPTIONS,
     ...FORCE_SHARE_OPTION,
   },
@@ -66,11 +67,14 @@ export const command: CommandDefinition = {
 
 async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const { input, output, selection } = parseOperands(args.operands);
-  using image = openImage(input, { ...formatToChange(args), ...referenceOptions(args) });
+  const open = { ...formatToChange(args), ...referenceOptions(args) };
+  using image = openImage(givenImage(args, input), open);
   await prepareToRead(image);
   const { device, isPastEnd } = selectBlocks(image, selection);
   if (isPastEnd) {
-    io.stderr(`qcow2: warning: ${input}: cannot skip to the specified offset; nothing is copied\n`);
+    io.stderr(
+      `qcow2: warning: ${image.path}: cannot skip to the specified offset; nothing is copied\n`,
+    );
   }
   return await copy(device, output, { image, args, io });
 }
