@@ -11,7 +11,6 @@ interface CommandModule {
 /** Literal imports: the bundler makes a chunk of each. */
 const COMMANDS: Readonly<Record<string, () => Promise<CommandModule>>> = {
   bench: () => import('./commands/bench.ts'),
-  amend: () => import('./commands/amend.ts'),
   bitmap: () => import('./commands/bitmap.ts'),
   check: () => import('./commands/check.ts'),
   commit: () => import('./commands/commit.ts'),
