@@ -25,6 +25,8 @@ export interface CommandIo {
   stderr(text: string): void;
   /** Whether stdout is a terminal. */
   isTerminal: boolean;
+  /** Tells an error in the words of the program that this one stands in for. */
+  reportError?: (error: unknown) => void;
 }
 
 /** Values of options by name: true for a flag, several for a list. */
@@ -119,15 +121,7 @@ export function usageError(problem: string): Qcow2Error {
  */
 export function parseCommandLine(command: CommandDefinition, argv: string[]): ParsedArguments {
   const definitions = command.options;
-  const isOperandLast = command.endsWithOperand === true && argv.at(-1)?.startsWith('--') !== true;
-  const last = isOperandLast ? argv.slice(-1) : [];
-  const { tokens } = parseArgs({
-    args: argv.slice(0, argv.length - last.length),
-    options: toParseArgsOptions(definitions),
-    allowPositionals: true,
-    strict: false,
-    tokens: true,
-  });
+  const { tokens, last } = tokenize(command, argv);
   const operands: string[] = [];
   const values: Record<string, string | true | readonly string[]> = {};
   const given: GivenOption[] = [];
@@ -164,6 +158,33 @@ export function parseCommandLine(command: CommandDefinition, argv: string[]): Pa
     throw usageError(`unexpected argument '${operands[maximum]}'`);
   }
   return new ParsedArguments(operands, values, given);
+}
+
+/** The operands and the values of options, as far as they can be told, of a call that is wrong. */
+export function guessArguments(
+  command: CommandDefinition,
+  argv: readonly string[],
+): { operands: string[]; values: Map<string, string> } {
+  const { tokens, last } = tokenize(command, argv);
+  const operands = tokens.flatMap((token) => (token.kind === 'positional' ? [token.value] : []));
+  const values = new Map<string, string>();
+  for (const token of tokens) {
+    if (token.kind === 'option') values.set(token.name, token.value ?? '');
+  }
+  return { operands: [...operands, ...last], values };
+}
+
+function tokenize(command: CommandDefinition, argv: readonly string[]) {
+  const isOperandLast = command.endsWithOperand === true && argv.at(-1)?.startsWith('--') !== true;
+  const last = isOperandLast ? argv.slice(-1) : [];
+  const { tokens } = parseArgs({
+    args: argv.slice(0, argv.length - last.length),
+    options: toParseArgsOptions(command.options),
+    allowPositionals: true,
+    strict: false,
+    tokens: true,
+  });
+  return { tokens, last };
 }
 
 function toParseArgsOptions(definitions: CommandDefinition['options']) {

@@ -3,6 +3,7 @@
  * The entry point of the `qcow2` command.
  */
 
+import { basename } from 'node:path';
 import { reportError } from './report.ts';
 import { runProgram } from './program.ts';
 import { processIo } from './process-io.ts';
@@ -13,4 +14,9 @@ process.on('uncaughtException', (error) => {
 });
 
 // All output is written synchronously, so nothing is lost by exiting here.
-process.exit(await runProgram(process.argv.slice(2), processIo));
+process.exit(await runProgram([...standIn(process.argv[1]), ...process.argv.slice(2)], processIo));
+
+/** Through a link named `qemu-img` this is qemu-img. */
+function standIn(path: string | undefined): string[] {
+  return path !== undefined && basename(path) === 'qemu-img' ? ['qemu-img'] : [];
+}

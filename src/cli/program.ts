@@ -35,6 +35,8 @@ async function dispatch(
     case undefined:
       io.stderr((await import('./help.ts')).programUsage());
       return 1;
+    case 'qemu-img':
+      return (await import('./qemu-img.ts')).runQemuImg(rest, io);
     case '--version':
     case '-V':
       io.stdout(`qcow2 ${__QCOW2_VERSION__}\n`);

@@ -9,7 +9,8 @@ import type { CommandIo } from './command.ts';
 
 /** Writes `error` to standard error. */
 export function reportError(error: unknown, io: CommandIo): void {
-  io.stderr(`qcow2: ${oneLine(describeError(error))}\n`);
+  if (io.reportError === undefined) io.stderr(`qcow2: ${oneLine(describeError(error))}\n`);
+  else io.reportError(error);
   if (process.env.QCOW2_DEBUG === '1' && error instanceof Error) {
     for (let cause: unknown = error; cause instanceof Error; cause = cause.cause) {
       io.stderr(`${cause.stack ?? cause.message}\n`);
@@ -17,7 +18,8 @@ export function reportError(error: unknown, io: CommandIo): void {
   }
 }
 
-function describeError(error: unknown): string {
+/** An error in words, without the name of the program. */
+export function describeError(error: unknown): string {
   if (error instanceof Qcow2Error) return error.message;
   if (error instanceof Error && !isBug(error)) return error.message;
   const message =
@@ -31,7 +33,7 @@ function isBug(error: Error): boolean {
 }
 
 /** Names come from images and clients: control characters must not reach the terminal. */
-function oneLine(text: string): string {
+export function oneLine(text: string): string {
   return text.replace(/\p{Cc}/gu, (character) => {
     const code = character.charCodeAt(0).toString(16).padStart(2, '0');
     return character === '\n' ? '\\n' : `\\x${code}`;
