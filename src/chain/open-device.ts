@@ -56,7 +56,13 @@ function selectLayer(image: Image, layer: number): Image {
   return found;
 }
 
-function selectSnapshot(device: BlockDevice, image: Image, idOrName: string): BlockDevice {
+/**
+ * An internal snapshot of a layer as a device.
+ *
+ * @param image that the layer belongs to, for the error
+ * @throws {Qcow2Error} `NOT_FOUND` if there is none of that id or name
+ */
+export function selectSnapshot(device: BlockDevice, image: Image, idOrName: string): BlockDevice {
   if ('openSnapshot' in device)
     return (device as Image & { format: 'qcow2' }).openSnapshot(idOrName);
   throw new Qcow2Error('NOT_FOUND', `there is no snapshot '${idOrName}'`, {
@@ -65,7 +71,13 @@ function selectSnapshot(device: BlockDevice, image: Image, idOrName: string): Bl
   });
 }
 
-function selectPartition(device: BlockDevice, image: Image, number: number): BlockDevice {
+/**
+ * A partition of a disk as a device.
+ *
+ * @param image that the disk belongs to, for the error
+ * @throws {Qcow2Error} `NOT_FOUND` if there is no partition of that number
+ */
+export function selectPartition(device: BlockDevice, image: Image, number: number): SliceDevice {
   const partitions = readPartitionTable(device).partitions.filter((part) => !part.isContainer);
   const found = partitions.find((partition) => partition.number === number);
   if (found === undefined) {

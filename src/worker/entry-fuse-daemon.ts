@@ -45,8 +45,13 @@ async function main(): Promise<number> {
   // A signal that came before there was something to stop.
   if (!mayGoOn) stop();
   else report({ ok: true, summary: mount.summary });
-  await mount.ended;
-  return 0;
+  try {
+    await mount.ended;
+    return 0;
+  } catch (error) {
+    writeSync(2, `${error instanceof Error ? error.message : String(error)}\n`);
+    return 1;
+  }
 }
 
 process.exit(await main());

@@ -2,25 +2,33 @@
 
 import { statSync } from 'node:fs';
 import { basename } from 'node:path';
-import { openDevice } from '../chain/open-device.ts';
-import { openImage } from '../chain/open.ts';
-import type { Image, OpenImageOptions } from '../chain/open.ts';
+import { selectPartition, selectSnapshot } from '../chain/open-device.ts';
+import type { Image } from '../chain/open.ts';
 import { prepareToRead } from '../chain/prepare.ts';
 import type { BlockDevice } from '../device/block-device.ts';
+import { FileDevice } from '../device/file.ts';
 import { FileTree } from '../export/fuse/file-tree.ts';
 import { imageTree } from '../export/fuse/image-tree.ts';
 import type { ImageParts, ImageTree } from '../export/fuse/image-tree.ts';
+import { WritableDisk } from '../export/fuse/writable-disk.ts';
 import { readPartitionTable } from '../format/partition/index.ts';
 import type { PartitionTable } from '../format/partition/index.ts';
 import { formatMapJson } from '../operations/format-map.ts';
 import { imageInfo } from '../operations/info.ts';
 import { mapImage } from '../operations/map.ts';
+import { closeMounted, openMounted } from './fuse-open.ts';
+import type { MountedImage } from './fuse-open.ts';
 import type { ImageRequest, ImageSummary, MountRequest } from './fuse-request.ts';
 
 /** An image that is open, and its tree. */
 export interface OpenedImage {
   tree: FileTree;
   summary: ImageSummary;
+  /**
+   * Closes the image, with everything that was written brought to the disk.
+   * @throws {Qcow2Error} if what was written last may be lost; it is closed all the same
+   */
+  close: () => void;
 }
 
 /**
@@ -28,59 +36,79 @@ export interface OpenedImage {
  * @throws {Qcow2Error} what is wrong with it
  */
 export async function openForMount(request: MountRequest): Promise<OpenedImage> {
-  const { options, image } = request;
-  const { parts, format } = await openParts(request);
-  const layout = imageTree(parts);
-  const tree = new FileTree(
-    {
-      uid: options.uid ?? process.geteuid?.() ?? 0,
-      gid: options.gid ?? process.getegid?.() ?? 0,
-      fileMode: options.fileMode,
-      modifiedMs: statSync(image).mtimeMs,
-      bytes: parts.disk.size,
-    },
-    layout.entries,
-  );
-  return { tree, summary: summarize(parts, layout, format) };
+  const { options, access } = request;
+  const mounted = openMounted(request);
+  const close = (): void => closeMounted(mounted, access);
+  try {
+    await prepareToRead(mounted.top);
+    const modifiedMs = statSync(mounted.named.path).mtimeMs;
+    const parts = partsOf(request, mounted, modifiedMs);
+    const { writable } = parts;
+    const layout = imageTree(parts);
+    const tree = new FileTree(
+      {
+        uid: options.uid ?? process.geteuid?.() ?? 0,
+        gid: options.gid ?? process.getegid?.() ?? 0,
+        fileMode: options.fileMode,
+        get modifiedMs() {
+          return writable?.modifiedMs ?? modifiedMs;
+        },
+        bytes: parts.disk.size,
+        disk: writable,
+      },
+      layout.entries,
+    );
+    return { tree, summary: summarize(parts, layout, mounted.named.format), close };
+  } catch (error) {
+    close();
+    throw error;
+  }
 }
 
-async function openParts(request: ImageRequest): Promise<{ parts: ImageParts; format: string }> {
-  const { image: path, snapshot, partition } = request;
-  const options = openOptions(request);
-  const image = openImage(path, options);
-  await prepareToRead(image);
-  const layers = layersOf(image);
-  const storedBytes = layers.reduce((sum, layer) => sum + allocatedBytes(layer.path), 0);
-  const common = { storedBytes, texts: textsOf(image) };
-  if (snapshot !== undefined || partition !== undefined) {
-    const disk = openDevice(path, {
-      ...options,
-      ...(snapshot === undefined ? {} : { snapshot }),
-      ...(partition === undefined ? {} : { partition }),
-    });
-    // What looks like a table at the start of a partition is a boot sector.
-    const table = partition === undefined ? readPartitionTable(disk) : NO_TABLE;
-    const parts = { ...common, disk, table, snapshots: [], layers: [] };
-    return { parts, format: image.format };
-  }
+/** What the image is made of: the whole disk with all that belongs to it, or a part of it. */
+function partsOf(request: MountRequest, mounted: MountedImage, modifiedMs: number): ImageParts {
+  const { snapshot, partition } = request;
+  const { top, named } = mounted;
+  // An overlay that is gone at the end is nothing to show.
+  const layers = layersOf(request.access === 'temp' ? named : top);
+  const common = {
+    storedBytes: () => layersOf(top).reduce((sum, layer) => sum + allocatedBytes(layer), 0),
+    texts: textsOf(mounted, request),
+  };
+  const disk = partOf(top, request);
+  const isWhole = disk === top;
   const parts: ImageParts = {
     ...common,
-    disk: image,
-    table: readPartitionTable(image),
-    snapshots: snapshotsOf(image),
-    layers:
-      image.backing === undefined
-        ? []
-        : layers.map((layer) => ({ name: basename(layer.path), device: layer })).reverse(),
+    disk,
+    writable: request.access === 'ro' ? undefined : new WritableDisk(disk, { modifiedMs }),
+    // What looks like a table at the start of a partition is a boot sector.
+    table: partition === undefined ? readPartitionTable(disk) : NO_TABLE,
+    snapshots: [],
+    layers: [],
   };
-  return { parts, format: image.format };
+  if (!isWhole || snapshot !== undefined) return parts;
+  parts.snapshots = (top === named ? [top] : [top, named]).flatMap(snapshotsOf);
+  if (layers.length > 1) {
+    parts.layers = layers.map((layer) => ({ name: basename(layer.path), device: layer })).reverse();
+  }
+  return parts;
 }
 
-/** What `info` and `map` print of the image, made when somebody looks. */
-function textsOf(image: Image): ImageParts['texts'] {
+/** The disk, or the snapshot or partition of it that is asked for. */
+function partOf(image: Image, { snapshot, partition }: ImageRequest): BlockDevice {
+  const disk = snapshot === undefined ? image : selectSnapshot(image, image, snapshot);
+  return partition === undefined ? disk : selectPartition(disk, image, partition);
+}
+
+/**
+ * What `info` and `map` print of the image, made when somebody looks. Of an overlay that is gone at
+ * the end only what is in it is told.
+ */
+function textsOf({ top, named }: MountedImage, { access }: MountRequest): ImageParts['texts'] {
+  const described = access === 'temp' ? named : top;
   return {
-    'info.json': () => [`${JSON.stringify(imageInfo(image), null, 4)}\n`],
-    'map.json': () => formatMapJson(mapImage(image)),
+    'info.json': () => [`${JSON.stringify(imageInfo(described), null, 4)}\n`],
+    'map.json': () => formatMapJson(mapImage(top)),
   };
 }
 
@@ -91,16 +119,6 @@ const NO_TABLE: PartitionTable = {
   partitions: [],
   warnings: [],
 };
-
-function openOptions(request: ImageRequest): OpenImageOptions {
-  const { format, backingFormat, allowProtocolNames, forceShare } = request;
-  return {
-    ...(format === undefined ? {} : { format }),
-    ...(backingFormat === undefined ? {} : { backingFormat }),
-    ...(allowProtocolNames === undefined ? {} : { allowProtocolNames }),
-    ...(forceShare === undefined ? {} : { forceShare }),
-  };
-}
 
 /** The image, its backing file, and so on down to the base. */
 function layersOf(image: Image): Image[] {
@@ -120,10 +138,10 @@ function snapshotsOf(image: Image): ImageParts['snapshots'] {
   }));
 }
 
-/** Space that a file takes; a block device is full. */
-function allocatedBytes(path: string): number {
-  const stats = statSync(path);
-  return stats.isFile() ? stats.blocks * 512 : Number.MAX_SAFE_INTEGER / 2;
+/** Space that a layer's file takes; a block device is full. */
+function allocatedBytes({ file }: Image): number {
+  if (!(file instanceof FileDevice)) return 0;
+  return file.isBlockDevice ? Number.MAX_SAFE_INTEGER / 2 : file.allocatedSize;
 }
 
 function summarize(parts: ImageParts, layout: ImageTree, format: string): ImageSummary {

@@ -11,9 +11,12 @@
 import { once } from 'node:events';
 import { closeSync } from 'node:fs';
 import { statfs } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import { Qcow2Error } from '../errors.ts';
 import { ErrorLog } from '../export/fuse/error-log.ts';
+import { dropPages } from '../export/fuse/invalidations.ts';
+import type { FileTree } from '../export/fuse/file-tree.ts';
 import { mountNative } from '../export/fuse/native-channel.ts';
 import { loadLibc } from '../host/libc.ts';
 import { abortConnection, mountFuse, raiseReadAhead, unmountFuse } from '../host/mount.ts';
@@ -22,6 +25,7 @@ import { processStartTime } from '../host/processes.ts';
 import { openForMount } from './fuse-image.ts';
 import { removeEmptyDirectory } from './fuse-mounts.ts';
 import { fromWireError } from './wire-error.ts';
+import { Control } from './fuse-request.ts';
 import type {
   ChannelName,
   ImageSummary,
@@ -35,10 +39,16 @@ import { currentUser, removeState, stateFile, writeState } from './fuse-state.ts
 
 /** What the kernel may read ahead; more gained nothing (bench fuse-seq), and root only can. */
 const READ_AHEAD_KIB = 1024;
-/** How long a worker may take to finish the request that it is serving. */
+/** How long a worker may take to finish the request that it is serving, before it is pressed. */
 const STOP_TIMEOUT_MS = 1500;
+/** How long it may take then, where that may be a flush to a slow disk. */
+const WRITER_STOP_TIMEOUT_MS = 30_000;
 /** How often the mount table is looked at for the end of a mount that does not tell. */
 const POLL_MS = 250;
+/** The same, for the worker's last request. */
+const STOP_POLL_MS = 10;
+/** How often what was written is flushed unasked, on the channel that cannot tell when it is idle. */
+const FLUSH_MS = 5000;
 /**
  * Heap of the worker. The caches lie outside it, in buffers; the ceiling keeps the garbage of the
  * start from being kept for the weeks that a mount may last.
@@ -48,9 +58,12 @@ const WORKER_LIMITS = { maxOldGenerationSizeMb: 128, maxYoungGenerationSizeMb: 4
 /** A mount that is being served. */
 export interface ActiveMount {
   summary: MountSummary;
-  /** Settles once the mount has ended and everything that was made for it is gone. */
+  /**
+   * Settles once the mount has ended and everything that was made for it is gone. Rejected if what
+   * was written last may be lost; the record of the mount says so then.
+   */
   ended: Promise<void>;
-  /** Ends the mount, even if it is in use; settles as {@link ended} does. */
+  /** Ends the mount, even if it is in use; settles with {@link ended}, and is never rejected. */
   stop(): Promise<void>;
 }
 
@@ -59,7 +72,10 @@ interface Served {
   summary: ImageSummary;
   channel: ChannelName;
   fallbackReason?: string;
-  /** Settles when the connection to the kernel has ended. */
+  /**
+   * Settles when the connection to the kernel has ended and the image is closed. Rejected if what
+   * was written last may be lost.
+   */
   ended: Promise<void>;
   /** Ends the connection although the mount is in use. */
   cutOff(): Promise<void>;
@@ -82,16 +98,30 @@ export async function startMount(request: MountRequest): Promise<ActiveMount> {
   }
   raiseReadAhead(directory, READ_AHEAD_KIB);
   record(request, served.channel);
-  const ended = served.ended.finally(() => {
+  const tidy = (): void => {
     detach(directory);
     if (request.madeDirectory) removeEmptyDirectory(directory);
-    removeState(stateFile(request.id));
-  });
+  };
+  const ended = served.ended.then(
+    () => {
+      tidy();
+      removeState(stateFile(request.id));
+    },
+    (error: unknown) => {
+      tidy();
+      // For whoever unmounted it: nobody else may look at the log.
+      const failure = error instanceof Error ? error.message : String(error);
+      record(request, served.channel, failure);
+      throw error;
+    },
+  );
   const { summary, channel, fallbackReason } = served;
   return {
     summary: {
       directory,
       image: request.image,
+      access: request.access,
+      ...(request.overlay === undefined ? {} : { overlay: request.overlay }),
       channel,
       ...(fallbackReason === undefined ? {} : { fallbackReason }),
       pid: process.pid,
@@ -104,7 +134,7 @@ export async function startMount(request: MountRequest): Promise<ActiveMount> {
       } catch {
         await served.cutOff();
       }
-      return ended;
+      await ended.catch(() => undefined);
     },
   };
 }
@@ -130,8 +160,9 @@ async function serve(request: MountRequest): Promise<Served> {
 
 async function serveKernel(request: MountRequest): Promise<Served> {
   const { directory, options } = request;
-  const stop = new SharedArrayBuffer(4);
-  const input: WorkerInput = { request, stop };
+  const control = new SharedArrayBuffer(4 * Object.keys(Control).length);
+  const words = new Int32Array(control);
+  const input: WorkerInput = { request, control };
   const worker = new Worker(workerUrl(), { workerData: input, resourceLimits: WORKER_LIMITS });
   const messages = new MessageQueue(worker);
   // Takes some milliseconds, which the worker needs to start anyway.
@@ -153,6 +184,10 @@ async function serveKernel(request: MountRequest): Promise<Served> {
     await ended;
     throw error;
   }
+  const jobsDone = words.subarray(Control.jobsDone);
+  worker.on('message', (message: WorkerMessage) => {
+    if (message.kind === 'invalidate') dropPages(fd, message.job, jobsDone);
+  });
   const serveMessage: ServeMessage = { fd };
   worker.postMessage(serveMessage);
   try {
@@ -164,14 +199,16 @@ async function serveKernel(request: MountRequest): Promise<Served> {
   }
   const ended = messages
     .next('ended')
-    .then(() => undefined)
+    .then(({ failure }) => {
+      if (failure !== undefined) throw fromWireError(failure);
+    })
     // The last reference: whoever still waits for an answer gets an error now.
     .finally(() => closeSync(fd));
   return {
     summary: opened.summary,
     channel: 'kernel',
     ended,
-    cutOff: () => stopWorker(directory, new Int32Array(stop), ended),
+    cutOff: () => stopWorker(request, words, ended),
   };
 }
 
@@ -181,17 +218,19 @@ function workerUrl(): URL {
 }
 
 async function stopWorker(
-  directory: string,
-  stopFlag: Int32Array,
+  { directory, access }: MountRequest,
+  words: Int32Array,
   ended: Promise<void>,
 ): Promise<void> {
   const device = findMount(directory)?.device;
-  Atomics.store(stopFlag, 0, 1);
+  Atomics.store(words, Control.stop, 1);
   // A request for the blocked worker to wake up by; whether it is answered does not matter.
   statfs(directory).catch(() => undefined);
-  if (await settlesWithin(ended, STOP_TIMEOUT_MS)) return;
+  const stops = (timeoutMs: number): Promise<boolean> =>
+    hasStoppedWithin({ words, ended, timeoutMs });
+  if (await stops(STOP_TIMEOUT_MS)) return;
   if (device !== undefined && abortConnection(device)) {
-    if (await settlesWithin(ended, STOP_TIMEOUT_MS)) return;
+    if (await stops(access === 'ro' ? STOP_TIMEOUT_MS : WRITER_STOP_TIMEOUT_MS)) return;
   }
   // Somebody has detached the directory and keeps a file of it open: no request reaches the worker
   // from here. The end of the process is the end of the connection too.
@@ -199,33 +238,47 @@ async function stopWorker(
   process.kill(process.pid, 'SIGKILL');
 }
 
-async function settlesWithin(promise: Promise<unknown>, timeoutMs: number): Promise<boolean> {
-  let timer: NodeJS.Timeout | undefined;
-  const timeout = new Promise<boolean>((resolve) => {
-    timer = setTimeout(() => resolve(false), timeoutMs);
-  });
-  const settled = promise.then(
-    () => true,
-    () => true,
+/** Waits until the worker takes no more requests, and then for as long as it closes the image. */
+async function hasStoppedWithin({
+  words,
+  ended,
+  timeoutMs,
+}: {
+  words: Int32Array;
+  ended: Promise<void>;
+  timeoutMs: number;
+}): Promise<boolean> {
+  const deadline = performance.now() + timeoutMs;
+  let hasEnded = false;
+  const end = ended.then(
+    () => (hasEnded = true),
+    () => (hasEnded = true),
   );
-  try {
-    return await Promise.race([settled, timeout]);
-  } finally {
-    clearTimeout(timer);
+  while (!hasEnded && Atomics.load(words, Control.hasStopped) === 0) {
+    if (performance.now() > deadline) return false;
+    await Promise.race([end, sleep(STOP_POLL_MS)]);
   }
+  await end;
+  return true;
 }
 
 async function serveNative(request: MountRequest): Promise<Served> {
   const { directory, options } = request;
-  const { tree, summary } = await openForMount(request);
+  const { tree, summary, close } = await openForMount(request);
   const log = new ErrorLog((line) => process.stderr.write(`${line}\n`));
-  await mountNative(tree, log, {
-    directory,
-    source: options.source ?? request.image,
-    subtype: options.subtype,
-    flags: [...options.flags, ...(options.directIo ? ['direct_io'] : [])],
-    allowOther: options.allowOther,
-  });
+  try {
+    await mountNative(tree, log, {
+      directory,
+      source: options.source ?? request.image,
+      subtype: options.subtype,
+      flags: [...options.flags, ...(options.directIo ? ['direct_io'] : [])],
+      allowOther: options.allowOther,
+    });
+  } catch (error) {
+    close();
+    throw error;
+  }
+  const flushing = setInterval(() => flushUnasked(tree, log), FLUSH_MS);
   const device = findMount(directory)?.device;
   const ended = new Promise<void>((resolve) => {
     // libfuse's thread ends silently when the directory is unmounted.
@@ -235,6 +288,9 @@ async function serveNative(request: MountRequest): Promise<Served> {
       clearInterval(timer);
       resolve();
     }, POLL_MS);
+  }).then(() => {
+    clearInterval(flushing);
+    close();
   });
   return {
     summary,
@@ -248,6 +304,16 @@ async function serveNative(request: MountRequest): Promise<Served> {
   };
 }
 
+function flushUnasked({ disk }: FileTree, log: ErrorLog): void {
+  if (disk?.isUnflushed !== true) return;
+  try {
+    disk.flush();
+  } catch (error) {
+    // It is tried again; whoever syncs is told.
+    log.report('flush', error);
+  }
+}
+
 /** Takes the directory out of the mount table, if it is still there. */
 function detach(directory: string): void {
   if (!findMount(directory)?.type.startsWith('fuse')) return;
@@ -258,8 +324,8 @@ function detach(directory: string): void {
   }
 }
 
-function record(request: MountRequest, channel: ChannelName): void {
-  const { id, directory, image, madeDirectory, log } = request;
+function record(request: MountRequest, channel: ChannelName, failure?: string): void {
+  const { id, directory, image, access, madeDirectory, log } = request;
   writeState({
     id,
     directory,
@@ -269,9 +335,11 @@ function record(request: MountRequest, channel: ChannelName): void {
     ...currentUser(),
     since: new Date().toISOString(),
     channel,
+    access,
     device: findMount(directory)?.device ?? '',
     madeDirectory,
     log: log ?? null,
+    ...(failure === undefined ? {} : { failure }),
   });
 }
 
@@ -284,6 +352,8 @@ class MessageQueue {
 
   constructor(worker: Worker) {
     worker.on('message', (message: WorkerMessage) => {
+      // Those come in any number, and nobody waits for them here.
+      if (message.kind === 'invalidate') return;
       if (message.kind === 'failed') this.#fail(fromWireError(message.error));
       const resolve = this.#waiting.get(message.kind);
       if (resolve === undefined) this.#arrived.set(message.kind, message);

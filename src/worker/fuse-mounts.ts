@@ -29,8 +29,12 @@ export interface UnmountRequest {
 
 /** How long a process that serves a mount may take to end after it. */
 const EXIT_TIMEOUT_MS = 10_000;
+/** The same, where what was written has to reach a disk that may be slow. */
+const WRITER_EXIT_TIMEOUT_MS = 600_000;
 /** How long one may take to end its mount by itself. */
 const TERMINATE_TIMEOUT_MS = 4000;
+/** The same, for one that may have much to write yet. */
+const WRITER_TERMINATE_TIMEOUT_MS = 30_000;
 /** Users of a busy mount that an error names. */
 const MAX_USERS_NAMED = 5;
 
@@ -121,6 +125,23 @@ function forget(state: FoundState): void {
   removeState(state.file);
 }
 
+/** As {@link forget}; throws if what was written last may be lost. */
+function forgetOrFail(state: FoundState): void {
+  const failure = failureOf(state);
+  forget(state);
+  if (failure !== undefined) throw failure;
+}
+
+/** What a process that has ended left word of. */
+function failureOf({ file, image, directory }: FoundState): Qcow2Error | undefined {
+  const failure = listStates().find((state) => state.file === file)?.failure;
+  if (failure === undefined) return undefined;
+  return new Qcow2Error('HOST', `it is unmounted, but not all was written: ${failure}`, {
+    file: directory,
+    hint: `check the image with: qcow2 check ${image}`,
+  });
+}
+
 /** Removes a directory unless something is in it by now. */
 export function removeEmptyDirectory(directory: string): void {
   try {
@@ -173,10 +194,10 @@ function notMounted(directory: string): Qcow2Error {
 async function unmountAlive(state: FoundState, lazy: boolean): Promise<void> {
   unmountOrExplain(state.directory, { lazy, force: false });
   // After a lazy unmount the process lives until the last file is closed.
-  const timeoutMs = lazy ? 500 : EXIT_TIMEOUT_MS;
-  const gone = await waitForExit(state, timeoutMs);
+  const patienceMs = state.access === 'ro' ? EXIT_TIMEOUT_MS : WRITER_EXIT_TIMEOUT_MS;
+  const gone = await waitForExit(state, lazy ? 500 : patienceMs);
   if (gone) {
-    forget(state);
+    forgetOrFail(state);
   } else if (!lazy) {
     throw new Qcow2Error('HOST', `it is unmounted, but process ${state.pid} has not ended`, {
       file: state.directory,
@@ -187,11 +208,14 @@ async function unmountAlive(state: FoundState, lazy: boolean): Promise<void> {
 /** The process ends its mount itself; if it does not, it is killed, which ends the mount as well. */
 async function terminate(state: FoundState): Promise<void> {
   signal(state, 'SIGTERM');
-  if (!(await waitForExit(state, TERMINATE_TIMEOUT_MS))) {
+  const patienceMs = state.access === 'ro' ? TERMINATE_TIMEOUT_MS : WRITER_TERMINATE_TIMEOUT_MS;
+  if (!(await waitForExit(state, patienceMs))) {
     signal(state, 'SIGKILL');
     await waitForExit(state, EXIT_TIMEOUT_MS);
   }
+  const failure = failureOf(state);
   clean(state);
+  if (failure !== undefined) throw failure;
 }
 
 function signal(state: FoundState, name: NodeJS.Signals): void {

@@ -1,15 +1,25 @@
 /** What is handed between the command, the process that serves a mount, and its worker. */
 
+import type { InvalidationJob } from '../export/fuse/invalidations.ts';
 import type { FuseOptions } from './fuse-options.ts';
 import type { WireError } from './wire-error.ts';
 
 /** How a mount reaches the kernel. */
 export type ChannelName = 'kernel' | 'fuse-native';
 
+/**
+ * Whether a mount accepts writes, and where they go: `ro` accepts none, `rw` writes to the image,
+ * `temp` forgets them at the end, `overlay` keeps them in an overlay.
+ */
+export type MountAccess = 'ro' | 'rw' | 'temp' | 'overlay';
+
 /** Which image, and how it is to be opened. */
 export interface ImageRequest {
   /** Absolute path. */
   image: string;
+  access: MountAccess;
+  /** Absolute path of the overlay, for `overlay`. */
+  overlay?: string;
   format?: 'qcow2' | 'raw';
   backingFormat?: 'qcow2' | 'raw';
   allowProtocolNames?: boolean;
@@ -67,6 +77,9 @@ export interface ImageSummary {
 export interface MountSummary extends ImageSummary {
   directory: string;
   image: string;
+  access: MountAccess;
+  /** Where writes are kept, for `overlay`. */
+  overlay?: string;
   channel: ChannelName;
   /** Why the kernel channel was not used, where it would have been preferred. */
   fallbackReason?: string;
@@ -77,7 +90,10 @@ export interface MountSummary extends ImageSummary {
 export type WorkerMessage =
   | { kind: 'opened'; summary: ImageSummary }
   | { kind: 'ready' }
-  | { kind: 'ended' }
+  /** What the kernel has cached is to be dropped; see `export/fuse/invalidations.ts`. */
+  | { kind: 'invalidate'; job: InvalidationJob }
+  /** The image is closed; or what was written last may be lost, because of this. */
+  | { kind: 'ended'; failure?: WireError }
   | { kind: 'failed'; error: WireError };
 
 /** What the main thread tells the worker, once. */
@@ -89,9 +105,19 @@ export interface ServeMessage {
 /** What a worker starts with. */
 export interface WorkerInput {
   request: MountRequest;
-  /** One Int32: not 0 once the worker is to stop after the request that it is serving. */
-  stop: SharedArrayBuffer;
+  /** Int32s by {@link Control}. */
+  control: SharedArrayBuffer;
 }
+
+/** What main thread and worker tell each other while the worker is busy. Each is 0 at first. */
+export const Control = {
+  /** Not 0 once the worker is to stop after the request that it is serving. */
+  stop: 0,
+  /** Not 0 once the worker takes no more requests, and only has the image to close. */
+  hasStopped: 1,
+  /** Jobs of dropping cached pages that have been done. */
+  jobsDone: 2,
+} as const;
 
 /** What the serving process tells the command: one line of JSON. */
 export type LaunchResult = { ok: true; summary: MountSummary } | { ok: false; error: WireError };

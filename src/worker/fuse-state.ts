@@ -22,7 +22,7 @@ import {
 import { tmpdir, userInfo } from 'node:os';
 import { join } from 'node:path';
 import { hostError, Qcow2Error } from '../errors.ts';
-import type { ChannelName } from './fuse-request.ts';
+import type { ChannelName, MountAccess } from './fuse-request.ts';
 
 /** The record of one mount. */
 export interface MountState {
@@ -38,12 +38,15 @@ export interface MountState {
   /** When it was mounted, ISO 8601. */
   since: string;
   channel: ChannelName;
+  access: MountAccess;
   /** Device number of the mounted filesystem, as in `0:45`; empty where that cannot be told. */
   device: string;
   /** Whether the directory was made for the mount. */
   madeDirectory: boolean;
   /** Path of the log; null in the foreground. */
   log: string | null;
+  /** It has ended, and what was written last may be lost, because of this. */
+  failure?: string;
 }
 
 /** A record, and the directory it was found in. */
@@ -190,14 +193,15 @@ function readState(file: string, uid: number): MountState | undefined {
 function isMountState(value: unknown): value is MountState {
   if (typeof value !== 'object' || value === null) return false;
   const state = value as Record<string, unknown>;
-  const strings = ['id', 'directory', 'image', 'user', 'since', 'channel', 'device'];
+  const strings = ['id', 'directory', 'image', 'user', 'since', 'channel', 'access', 'device'];
   return (
     strings.every((key) => typeof state[key] === 'string') &&
     Number.isSafeInteger(state.pid) &&
     (state.pid as number) > 1 &&
     (state.startTime === null || typeof state.startTime === 'string') &&
     typeof state.madeDirectory === 'boolean' &&
-    (state.log === null || typeof state.log === 'string')
+    (state.log === null || typeof state.log === 'string') &&
+    (state.failure === undefined || typeof state.failure === 'string')
   );
 }
 

@@ -270,7 +270,7 @@ describePeers(['root', '/dev/fuse', 'sfdisk', 'mkfs.ext4'], 'qcow2 mount', () =>
       expect(readFileSync(`/proc/${line.pid}/cmdline`, 'latin1')).toContain('qcow2 mount');
       expect(existsSync(line.log!)).toBe(true);
       const [head, row] = bench.ok('mounts').split('\n');
-      expect(head).toMatch(/^Directory +Image +State +User +Since \(UTC\) +Process +Channel$/);
+      expect(head).toMatch(/^Directory +Image +State +User +Since \(UTC\) +Process +Channel +Access$/);
       expect(row).toContain(`${bench.path('m')}  ${bench.path('disk.img')}  alive  root  `);
     });
 

@@ -39,11 +39,20 @@ describe('parseFuseOptions', () => {
     expect(parse(option).fileMode).toBe(fileMode);
   });
 
+  it('lets a mount that accepts writes grant them', () => {
+    const options = (list: string) => parseFuseOptions([list], nearestName, { writable: true });
+    expect(options('')).toMatchObject({ flags: ['nosuid', 'nodev'], fileMode: 0o644 });
+    expect(options('rw')).toEqual(options(''));
+    expect(options('umask=002').fileMode).toBe(0o664);
+    expect(options('mode=777').fileMode).toBe(0o666);
+    expect(() => options('ro')).toThrow(/^-o ro: the image is mounted for writing too/);
+  });
+
   it.each([
     ['allow_othr', 'unknown mount option -o allow_othr; did you mean allow_other?'],
     ['usd=5', 'unknown mount option -o usd; did you mean uid?'],
     ['xxxxxxxxxxx', 'unknown mount option -o xxxxxxxxxxx'],
-    ['rw', '-o rw: the image is mounted for reading only'],
+    ['rw', '-o rw: the image is mounted for reading only; --rw makes it writable'],
     ['uid', '-o uid needs a value: uid=…'],
     ['uid=', '-o uid needs a value: uid=…'],
     ['uid=root', "-o uid must be a number, not 'root'"],

@@ -32,6 +32,7 @@ function record(changes: Partial<MountState> = {}): MountState {
     user: 'somebody',
     since: '2026-01-01T00:00:00.000Z',
     channel: 'kernel',
+    access: 'ro',
     device: '0:999',
     madeDirectory: true,
     log: null,

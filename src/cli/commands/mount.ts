@@ -19,9 +19,8 @@ const MAX_LISTED = 10;
 
 const DETAILS = `\
 Returns when the mount can be used; a process in the background serves it until it is unmounted. \
-Nothing is ever written to the image. Without DIR a directory is made in the current one, named \
-after the image (disk.qcow2 on disk), and removed at the end; so is a DIR that is missing. \
-DIR holds:
+Without DIR a directory is made in the current one, named after the image (disk.qcow2 on disk), and \
+removed at the end; so is a DIR that is missing. DIR holds:
 
   disk.raw                       the whole disk
   partitions/1-root.raw, …       one file a partition
@@ -31,6 +30,11 @@ DIR holds:
 
 With --snapshot or --partition, disk.raw is what they name; its partitions, where it has any, are \
 shown too, but no snapshots and layers.
+
+Nothing is written to the image unless --rw is given. With it, or with --temp or --overlay, the \
+disk and its partitions are files that accept writes, of a size that stays as it is. What was \
+written is on the disk after fsync(2), and after the unmount, which waits for it; a crash loses no \
+more than it would of a real disk. Snapshots and layers are for reading.
 
 Mount options (-o): allow_other, nonempty, uid=N, gid=N, mode=OCTAL, umask=OCTAL, fsname=NAME, \
 subtype=NAME, noexec, noatime, nodiratime, relatime, strictatime; direct_io reads past the kernel's \
@@ -50,8 +54,20 @@ export const command: CommandDefinition = {
     'qcow2 mount --snapshot before-upgrade disk.qcow2 /mnt/before',
     'qcow2 mount --partition 2 -o allow_other disk.qcow2 /mnt/root-partition',
     'qcow2 mount --foreground disk.qcow2 /mnt/disk',
+    'qcow2 mount --rw disk.qcow2 /mnt/disk',
+    'qcow2 mount --overlay changes.qcow2 disk.qcow2 /mnt/disk',
   ],
   options: {
+    rw: { kind: 'flag', description: 'write to the image' },
+    temp: {
+      kind: 'flag',
+      description: 'accept writes and forget them at the end; the image stays as it is',
+    },
+    overlay: {
+      kind: 'value',
+      placeholder: 'FILE',
+      description: 'keep writes in FILE, an overlay of the image; made if missing',
+    },
     snapshot: {
       kind: 'value',
       placeholder: 'ID',
@@ -110,7 +126,9 @@ export const command: CommandDefinition = {
 async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const [imageArgument, directoryArgument] = args.operands;
   const shownDirectory = directoryArgument ?? defaultDirectory(imageArgument!);
-  const options = parseFuseOptions(args.list('options'), nearestName);
+  const access = accessOf(args);
+  const writable = access.access !== 'ro';
+  const options = parseFuseOptions(args.list('options'), nearestName, { writable });
   const channel = args.choice('channel', CHANNELS, 'auto');
   const output = outputOf(args);
   const partition = partitionOf(args);
@@ -118,6 +136,7 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const prepared = prepareDirectory(shownDirectory, { nonempty: options.nonempty });
   const request: MountRequest = {
     image: resolve(imageArgument!),
+    ...access,
     ...formatOptions(args),
     ...(partition === undefined ? {} : { partition }),
     ...prepared,
@@ -138,6 +157,29 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
     throw error;
   }
   return 0;
+}
+
+/** Whether writes are accepted, and where they go. */
+function accessOf(args: ParsedArguments): Pick<MountRequest, 'access' | 'overlay'> {
+  const overlay = args.value('overlay');
+  const given = [
+    ...(args.flag('rw') ? ['--rw'] : []),
+    ...(args.flag('temp') ? ['--temp'] : []),
+    ...(overlay === undefined ? [] : ['--overlay']),
+  ];
+  const [way, another] = given;
+  if (way === undefined) return { access: 'ro' };
+  if (another !== undefined) throw usageError(`${way} and ${another} exclude each other`);
+  if (args.value('snapshot') !== undefined) {
+    throw usageError(`a snapshot is for reading only: not with ${way}`);
+  }
+  if (args.flag('force-share')) {
+    throw usageError(
+      `an image that is written, or under an overlay, must not change: not with ${way}`,
+    );
+  }
+  if (overlay !== undefined) return { access: 'overlay', overlay: resolve(overlay) };
+  return { access: args.flag('rw') ? 'rw' : 'temp' };
 }
 
 type Output = 'human' | 'json';
@@ -200,7 +242,8 @@ function describeJson({ summary, shownDirectory }: Report): string {
 
 function describe({ summary, shownDirectory, verbose }: Report): string {
   const { image, disk, partitions, snapshots, layers } = summary;
-  const lines = [`${printable(image)} is mounted on ${printable(summary.directory)}`];
+  const way = printable(describeAccess(summary));
+  const lines = [`${printable(image)} is mounted on ${printable(summary.directory)}${way}`];
   const rows = [
     [disk.file, formatSize(disk.size), summary.format],
     ...partitions.map(({ file, size, typeName, name }) => [
@@ -221,6 +264,19 @@ function describe({ summary, shownDirectory, verbose }: Report): string {
   }
   lines.push(`unmount with: ${unmountCommand(shownDirectory)}`);
   return `${lines.join('\n')}\n`;
+}
+
+function describeAccess({ access, overlay }: MountSummary): string {
+  switch (access) {
+    case 'ro':
+      return '';
+    case 'rw':
+      return ', for writing too';
+    case 'temp':
+      return '; what is written is forgotten at the end';
+    case 'overlay':
+      return `; what is written goes to ${overlay}`;
+  }
 }
 
 function table(rows: readonly (readonly string[])[]): string[] {

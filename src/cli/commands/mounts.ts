@@ -42,6 +42,7 @@ function toJson({ directory, image, status, state }: MountReport): object {
     since: state?.since ?? null,
     pid: state?.pid ?? null,
     channel: state?.channel ?? null,
+    access: state?.access ?? null,
     log: state?.log ?? null,
   };
 }
@@ -56,9 +57,10 @@ function describe(reports: readonly MountReport[]): string {
     state === undefined ? '-' : state.since.replace('T', ' ').slice(0, 16),
     String(state?.pid ?? '-'),
     state?.channel ?? '-',
+    state?.access ?? '-',
   ]);
   const all = [
-    ['Directory', 'Image', 'State', 'User', 'Since (UTC)', 'Process', 'Channel'],
+    ['Directory', 'Image', 'State', 'User', 'Since (UTC)', 'Process', 'Channel', 'Access'],
     ...rows,
   ];
   const widths = all[0]!.map((_, column) => Math.max(...all.map((row) => row[column]!.length)));

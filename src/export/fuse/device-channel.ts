@@ -12,6 +12,7 @@ import { readSync, writeSync } from 'node:fs';
 import { loadLibc } from '../../host/libc.ts';
 import type { Libc } from '../../host/libc.ts';
 import { Errno } from './errno.ts';
+import { TIMED_OUT } from './session.ts';
 import type { RequestChannel } from './session.ts';
 
 /** How long the descriptor is asked again and again; longer gained little. */
@@ -21,9 +22,11 @@ const F_SETFL = 4;
 const O_RDWR = 2;
 const O_NONBLOCK = 0o4000;
 const POLLIN = 1;
+/** A timeout of poll(2). */
+const FOREVER = -1;
 
-/** Returns bytes, 0 at the end. */
-type Receive = (buffer: Uint8Array) => number;
+/** Returns bytes, 0 at the end, {@link TIMED_OUT}. */
+type Receive = (buffer: Uint8Array, timeoutMs: number) => number;
 
 /** Reads requests from a descriptor and writes replies to it. */
 export class DeviceChannel implements RequestChannel {
@@ -38,9 +41,12 @@ export class DeviceChannel implements RequestChannel {
     this.#receive = spinning ?? ((buffer) => blockingReceive(fd, buffer));
   }
 
-  /** Waits for a request. Returns 0 once the filesystem is unmounted or aborted. */
-  receive(buffer: Uint8Array): number {
-    return this.#receive(buffer);
+  /**
+   * Waits for a request. Returns 0 once the filesystem is unmounted or aborted. Without koffi it
+   * waits for as long as it takes.
+   */
+  receive(buffer: Uint8Array, timeoutMs = FOREVER): number {
+    return this.#receive(buffer, timeoutMs);
   }
 
   send(buffer: Uint8Array, length: number): void {
@@ -84,7 +90,7 @@ function spinningReceive(fd: number, libc: Libc): Receive | undefined {
   const descriptor = Buffer.from(new ArrayBuffer(128));
   descriptor.set(new Uint8Array(Int32Array.of(fd).buffer));
   descriptor.set(new Uint8Array(Int16Array.of(POLLIN).buffer), 4);
-  return (buffer) => {
+  return (buffer, timeoutMs) => {
     let sleepAt = 0;
     for (;;) {
       const length = Number(read(fd, buffer, buffer.length));
@@ -99,7 +105,7 @@ function spinningReceive(fd: number, libc: Libc): Receive | undefined {
       const now = performance.now();
       if (sleepAt === 0) sleepAt = now + SPIN_MS;
       if (now < sleepAt) schedYield();
-      else poll(descriptor, 1, -1);
+      else if (Number(poll(descriptor, 1, timeoutMs)) === 0) return TIMED_OUT;
     }
   };
 }

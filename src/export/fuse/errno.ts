@@ -3,18 +3,22 @@
 import { Qcow2Error } from '../../errors.ts';
 import type { ErrorCode } from '../../errors.ts';
 
-/** Linux's numbers. Those that fuse-native is given (all but the last two) are macOS's too. */
+/** Linux's numbers. Those below 35 are macOS's too. */
 export const Errno = {
+  EPERM: 1,
   ENOENT: 2,
   EIO: 5,
   ENXIO: 6,
-  EINVAL: 22,
-  EFBIG: 27,
-  EROFS: 30,
   ENOTDIR: 20,
   EISDIR: 21,
+  EINVAL: 22,
+  EFBIG: 27,
+  ENOSPC: 28,
+  EROFS: 30,
   ENOSYS: 38,
   EPROTO: 71,
+  EOPNOTSUPP: 95,
+  EDQUOT: 122,
 } as const;
 
 /** Name of an error number, for log lines. */
@@ -30,7 +34,16 @@ const BY_CODE: Partial<Record<ErrorCode, number>> = {
   NOT_FOUND: Errno.ENOENT,
 };
 
-/** The error number that tells a reader of the mount of a failure in the image. */
+/** What the host refused, and would have refused a write to a file of its own in the same way. */
+const BY_HOST_CODE: Partial<Record<string, number>> = {
+  ENOSPC: Errno.ENOSPC,
+  EDQUOT: Errno.EDQUOT,
+  EFBIG: Errno.EFBIG,
+};
+
+/** The error number that tells a user of the mount of a failure in the image. */
 export function errnoOf(error: unknown): number {
-  return (error instanceof Qcow2Error && BY_CODE[error.code]) || Errno.EIO;
+  if (!(error instanceof Qcow2Error)) return Errno.EIO;
+  const hostCode = (error.cause as NodeJS.ErrnoException | undefined)?.code ?? '';
+  return BY_CODE[error.code] ?? BY_HOST_CODE[hostCode] ?? Errno.EIO;
 }

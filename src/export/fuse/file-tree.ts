@@ -2,15 +2,16 @@
  * The files and directories that a mount shows.
  *
  * A node gets its inode number when its directory is first listed or looked into, and keeps it for
- * as long as the tree lives; nothing is ever renamed, added or removed, so the kernel may cache
- * every answer for good. What costs time, like opening a snapshot or writing out a map, happens at
- * the first question that needs it.
+ * as long as the tree lives; nothing is ever renamed, added, removed or resized, so the kernel may
+ * cache every name for good, and every answer where nothing is written. What costs time, like opening
+ * a snapshot or writing out a map, happens at the first question that needs it.
  */
 
 import type { BlockDevice, Extent } from '../../device/block-device.ts';
 import { Errno } from './errno.ts';
 import { FileType, FUSE_ROOT_ID, Whence } from './protocol.ts';
 import type { Attributes, DirectoryEntry } from './protocol.ts';
+import type { DiskView, WritableDisk } from './writable-disk.ts';
 
 /** What a file's bytes come from. */
 export interface FileSource {
@@ -18,6 +19,11 @@ export interface FileSource {
   device(): BlockDevice;
   /** Whether `device()` costs little by now. */
   readonly isOpen: boolean;
+  /**
+   * Where the bytes are made anew as the image changes: what they are now, for one opener to keep
+   * while `device()` goes on to what they are later. May throw.
+   */
+  snapshot?(): BlockDevice;
 }
 
 /** A part of a source: all of it, or a partition. */
@@ -37,7 +43,9 @@ export type TreeEntry =
       /** Default: the whole device. */
       range?: FileRange;
       /** Bytes that it takes on the host, as far as known; default: all of its size. */
-      storedBytes?: number;
+      storedBytes?: () => number;
+      /** Whether it accepts writes (default false). */
+      writable?: boolean;
     }
   | { kind: 'directory'; name: string; entries: () => Iterable<TreeEntry> };
 
@@ -45,12 +53,17 @@ export type TreeEntry =
 export interface TreeOptions {
   uid: number;
   gid: number;
-  /** Permission bits of files; directories get the same plus search permission where readable. */
+  /**
+   * Permission bits of files, those for writing only where they accept writes; directories get
+   * search permission where they are readable.
+   */
   fileMode: number;
   /** Modification time of everything, in milliseconds since 1970: that of the image. */
-  modifiedMs: number;
+  readonly modifiedMs: number;
   /** Size that the filesystem as a whole is said to have: that of the disk. */
   bytes: number;
+  /** The disk that accepts writes, where one does; files whose source is this device show it. */
+  disk?: WritableDisk | undefined;
 }
 
 /** A source that is open from the start. */
@@ -58,25 +71,53 @@ export function openSource(device: BlockDevice): FileSource {
   return { device: () => device, isOpen: true };
 }
 
+/** What a {@link FileNode} is made of. */
+interface FileParts {
+  inode: number;
+  /** Permission bits. */
+  mode: number;
+  entry: TreeEntry & { kind: 'file' };
+  /** The disk that it shows a part of, where that may change. */
+  disk: WritableDisk | undefined;
+}
+
 /** A file of the tree. */
-export class FileNode {
+export class FileNode implements DiskView {
   readonly kind = 'file';
   readonly inode: number;
   readonly name: Uint8Array;
   readonly mode: number;
+  /** First byte, in the offsets of what it shows. */
+  readonly offset: number;
+  /** The disk that it shows a part of, where that may change. */
+  readonly disk: WritableDisk | undefined;
+  /** Whether it accepts writes; then there is a {@link disk}. */
+  readonly isWritable: boolean;
+  isCached = false;
   readonly #source: FileSource;
-  readonly #offset: number;
-  readonly #storedBytes: number | undefined;
+  readonly #storedBytes: (() => number) | undefined;
   #size: number | undefined;
 
-  constructor(inode: number, mode: number, entry: TreeEntry & { kind: 'file' }) {
+  constructor({ inode, mode, entry, disk }: FileParts) {
     this.inode = inode;
-    this.mode = FileType.REGULAR | mode;
     this.name = Buffer.from(entry.name);
+    this.disk = disk;
+    this.isWritable = entry.writable === true && disk !== undefined;
+    this.mode = FileType.REGULAR | (this.isWritable ? mode : mode & ANYONE_READS);
+    this.offset = entry.range?.offset ?? 0;
     this.#source = entry.source;
-    this.#offset = entry.range?.offset ?? 0;
     this.#size = entry.range?.length;
     this.#storedBytes = entry.storedBytes;
+  }
+
+  /** Whether the bytes are made anew as the image changes; see {@link snapshot}. */
+  get isVolatile(): boolean {
+    return this.#source.snapshot !== undefined;
+  }
+
+  /** Of a volatile file what it holds now; undefined for others. */
+  snapshot(): BlockDevice | undefined {
+    return this.#source.snapshot?.();
   }
 
   /** Whether the size can be told without work. */
@@ -86,6 +127,7 @@ export class FileNode {
 
   /** Bytes. Opens the source if it has to. */
   get size(): number {
+    if (this.isVolatile) return this.#source.device().size;
     return (this.#size ??= this.#source.device().size);
   }
 
@@ -96,12 +138,12 @@ export class FileNode {
   get blocks(): number {
     const all = Math.ceil(this.size / 512);
     if (this.#storedBytes === undefined) return all;
-    return Math.min(all, Math.max(8, Math.ceil(this.#storedBytes / 512)));
+    return Math.min(all, Math.max(8, Math.ceil(this.#storedBytes() / 512)));
   }
 
   /** Fills `target` from `offset`; the range lies within the file. */
   read(target: Uint8Array, offset: number): void {
-    this.#source.device().read(target, this.#offset + offset);
+    this.#source.device().read(target, this.offset + offset);
   }
 
   /**
@@ -114,9 +156,9 @@ export class FileNode {
     const wantsHole = whence === Whence.SEEK_HOLE;
     const extents: Iterable<Extent> = this.#source
       .device()
-      .extents(this.#offset + offset, size - offset);
+      .extents(this.offset + offset, size - offset);
     for (const extent of extents) {
-      if (extent.zero === wantsHole) return Math.max(extent.offset - this.#offset, offset);
+      if (extent.zero === wantsHole) return Math.max(extent.offset - this.offset, offset);
     }
     return wantsHole ? size : -1;
   }
@@ -162,6 +204,7 @@ export class DirectoryNode {
 /** A file or directory of the tree. */
 export type TreeNode = FileNode | DirectoryNode;
 
+const ANYONE_READS = 0o444;
 const DOT = Buffer.from('.');
 const DOT_DOT = Buffer.from('..');
 
@@ -181,6 +224,11 @@ export class FileTree {
   /** Size that the filesystem as a whole is said to have. */
   get bytes(): number {
     return this.options.bytes;
+  }
+
+  /** The disk that accepts writes, where one does. */
+  get disk(): WritableDisk | undefined {
+    return this.options.disk;
   }
 
   /** How many nodes have been seen. */
@@ -235,8 +283,8 @@ export class FileTree {
     entry: TreeEntry & { kind: 'directory' },
     parent: DirectoryNode | undefined,
   ): DirectoryNode {
-    const { fileMode } = this.options;
-    const mode = fileMode | ((fileMode & 0o444) >>> 2);
+    const readMode = this.options.fileMode & ANYONE_READS;
+    const mode = readMode | (readMode >>> 2);
     const directory: DirectoryNode = new DirectoryNode(this.#nextInode(), mode, {
       name: entry.name,
       parent,
@@ -252,11 +300,23 @@ export class FileTree {
       if (entry.kind === 'directory') {
         yield this.#addDirectory(entry, directory);
       } else {
-        const file = new FileNode(this.#nextInode(), this.options.fileMode, entry);
+        const file = this.#newFile(entry);
         this.#nodes.push(file);
         yield file;
       }
     }
+  }
+
+  #newFile(entry: TreeEntry & { kind: 'file' }): FileNode {
+    const { disk, fileMode } = this.options;
+    // Other devices are not opened just to compare them.
+    const showsDisk = disk !== undefined && entry.source.isOpen;
+    return new FileNode({
+      inode: this.#nextInode(),
+      mode: fileMode,
+      entry,
+      disk: showsDisk && entry.source.device() === disk.device ? disk : undefined,
+    });
   }
 
   #nextInode(): number {

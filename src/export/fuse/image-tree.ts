@@ -14,7 +14,8 @@ import type { Partition, PartitionTable } from '../../format/partition/index.ts'
 import { openSource } from './file-tree.ts';
 import type { FileSource, TreeEntry } from './file-tree.ts';
 import { UniqueNames } from './names.ts';
-import { LimitedSources, TextSource } from './sources.ts';
+import { ChangingTextSource, LimitedSources, TextSource } from './sources.ts';
+import type { WritableDisk } from './writable-disk.ts';
 
 /** An internal snapshot. */
 export interface TreeSnapshot {
@@ -27,8 +28,10 @@ export interface TreeSnapshot {
 /** What an image is made of, as far as the tree shows it. */
 export interface ImageParts {
   disk: BlockDevice;
+  /** The disk, if it accepts writes. */
+  writable?: WritableDisk | undefined;
   /** Bytes that the files of the image take on the host. */
-  storedBytes: number;
+  storedBytes: () => number;
   table: PartitionTable;
   snapshots: readonly TreeSnapshot[];
   /** The base first. Empty for a disk without a backing chain. */
@@ -55,21 +58,22 @@ export interface ImageTree {
 
 /** Lays out the tree of an image. */
 export function imageTree(parts: ImageParts): ImageTree {
-  const { disk, snapshots, layers, storedBytes } = parts;
+  const { disk, writable, snapshots, layers, storedBytes } = parts;
   const names = new UniqueNames();
   const snapshotDirectories = snapshots.map(({ id, name }) => names.next(joinName(id, name)));
   const layerFiles = layers.map(({ name }, index) => names.next(joinName(index, name), '.raw'));
   const partitions = namePartitions(parts.table);
   const sources = new LimitedSources();
-  const diskShare: StoredShare = { stored: storedBytes, size: disk.size };
+  const stored = (length: number): number => (storedBytes() * length) / Math.max(1, disk.size);
+  const diskFiles: DiskFiles = { stored, writable: writable !== undefined };
   const entries = function* (): Generator<TreeEntry> {
-    yield* diskEntries(openSource(disk), () => partitions, diskShare);
+    yield* diskEntries(openSource(disk), () => partitions, diskFiles);
     yield directory('snapshots', () =>
       snapshots.map((snapshot, index) => {
         const source = sources.source(() => snapshot.open());
         const table = (): NamedPartition[] => namePartitions(readPartitionTable(source.device()));
         const name = snapshotDirectories[index]!;
-        return directory(name, () => diskEntries(source, table, undefined));
+        return directory(name, () => diskEntries(source, table, {}));
       }),
     );
     yield directory('layers', () =>
@@ -81,34 +85,38 @@ export function imageTree(parts: ImageParts): ImageTree {
       })),
     );
     for (const [name, content] of Object.entries(parts.texts)) {
-      yield { kind: 'file', name, source: new TextSource(content) };
+      const source =
+        writable === undefined
+          ? new TextSource(content)
+          : new ChangingTextSource(content, () => writable.changes);
+      yield { kind: 'file', name, source };
     }
   };
   return { entries, partitions, snapshotDirectories, layerFiles };
 }
 
-/** How much of a disk's size is stored on the host: for partitions, the same share of theirs. */
-interface StoredShare {
-  stored: number;
-  size: number;
+/** What the files of a disk and its partitions have in common. */
+interface DiskFiles {
+  /** Space on the host that a part of the disk takes: its share, by its length in bytes. */
+  stored?: (length: number) => number;
+  writable?: boolean;
 }
 
 function* diskEntries(
   source: FileSource,
   partitions: () => readonly NamedPartition[],
-  share: StoredShare | undefined,
+  { stored, writable = false }: DiskFiles,
 ): Generator<TreeEntry> {
-  const stored = (length: number): { storedBytes?: number } =>
-    share === undefined ? {} : { storedBytes: (share.stored * length) / Math.max(1, share.size) };
-  const whole = share === undefined ? {} : { storedBytes: share.stored };
-  yield { kind: 'file', name: 'disk.raw', source, ...whole };
+  const common = { kind: 'file', source, writable } as const;
+  const space = (length: () => number): { storedBytes?: () => number } =>
+    stored === undefined ? {} : { storedBytes: () => stored(length()) };
+  yield { ...common, name: 'disk.raw', ...space(() => source.device().size) };
   yield directory('partitions', () =>
     partitions().map(({ file, partition: { offset, length } }) => ({
-      kind: 'file',
+      ...common,
       name: file,
-      source,
       range: { offset, length },
-      ...stored(length),
+      ...space(() => length),
     })),
   );
 }

@@ -1,11 +1,14 @@
 /**
- * The FUSE kernel protocol, version 7: the part that a read-only filesystem speaks.
+ * The FUSE kernel protocol, version 7: the part that a filesystem of files with fixed names and
+ * sizes speaks.
  *
  * The reference is the kernel's own header, `linux/fuse.h`; names are its names. Every structure
  * is made of 32-bit words in the host's byte order, so a message is looked at through a
  * `Uint32Array` and fields are named by their word. 64-bit values become `number`s; one above 2^53
  * is only ever compared with a size or an inode number, for which its rounding does not matter.
  */
+
+import { constants } from 'node:fs';
 
 /** Major version of the protocol. */
 export const FUSE_KERNEL_VERSION = 7;
@@ -58,6 +61,7 @@ export const Opcode = {
   RENAME2: 45,
   LSEEK: 46,
   COPY_FILE_RANGE: 47,
+  SYNCFS: 50,
   TMPFILE: 51,
 } as const;
 
@@ -65,6 +69,7 @@ export const Opcode = {
 export const InitFlag = {
   ASYNC_READ: 1 << 0,
   EXPORT_SUPPORT: 1 << 4,
+  BIG_WRITES: 1 << 5,
   DO_READDIRPLUS: 1 << 13,
   READDIRPLUS_AUTO: 1 << 14,
   ASYNC_DIO: 1 << 15,
@@ -77,6 +82,30 @@ export const InitFlag = {
 
 /** Bits of `fuse_open_out.open_flags`. */
 export const OpenFlag = { DIRECT_IO: 1 << 0, KEEP_CACHE: 1 << 1, CACHE_DIR: 1 << 3 } as const;
+
+/** Bits of `fuse_write_in.write_flags`. CACHE: pages that were changed through mmap. */
+export const WriteFlag = { CACHE: 1 << 0 } as const;
+
+/** Bits of `fuse_setattr_in.valid`. */
+export const SetAttribute = {
+  MODE: 1 << 0,
+  UID: 1 << 1,
+  GID: 1 << 2,
+  SIZE: 1 << 3,
+  MTIME: 1 << 5,
+  MTIME_NOW: 1 << 8,
+} as const;
+
+/** Bits of `fuse_fallocate_in.mode`, as fallocate(2) has them. */
+export const FallocateFlag = { KEEP_SIZE: 0x01, PUNCH_HOLE: 0x02, ZERO_RANGE: 0x10 } as const;
+
+/** The two lowest bits of `open(2)`'s flags; 0 is reading only. */
+export const ACCESS_MODE = 3;
+/** The flag of open(2) for going past the kernel's cache; 0 where there is none. */
+export const O_DIRECT = (constants as { O_DIRECT?: number }).O_DIRECT ?? 0;
+
+/** What is sent without a request: `error` of the header, which then has no `unique`. */
+export const Notify = { INVAL_INODE: 2 } as const;
 
 /** `whence` of LSEEK; the kernel answers the other kinds itself. */
 export const Whence = { SEEK_DATA: 3, SEEK_HOLE: 4 } as const;
@@ -94,8 +123,11 @@ export const Size = {
   openOut: 16,
   initOut: 64,
   statfsOut: 80,
+  writeOut: 8,
   lseekOut: 8,
   dirent: 24,
+  /** Header and arguments of a WRITE; its data follow. */
+  writeRequest: 80,
 } as const;
 
 /** Words of `fuse_in_header`. */
@@ -107,10 +139,28 @@ export const Argument = {
   initMinor: 11,
   initMaxReadahead: 12,
   initFlags: 13,
+  openFlags: 10,
+  /** Of READ, WRITE, LSEEK and RELEASE alike. */
+  handle: 10,
   readOffset: 12,
   readSize: 14,
+  readOpenFlags: 18,
+  writeOffset: 12,
+  writeSize: 14,
+  writeFlags: 15,
+  writeOpenFlags: 18,
   lseekOffset: 12,
   lseekWhence: 14,
+  fallocateOffset: 12,
+  fallocateLength: 14,
+  fallocateMode: 16,
+  setattrValid: 10,
+  setattrSize: 14,
+  setattrMtime: 20,
+  setattrMtimeNanoseconds: 25,
+  setattrMode: 27,
+  setattrUid: 29,
+  setattrGid: 30,
 } as const;
 
 /** Bytes that a request of a kind has at least, header included; the others need their header. */
@@ -126,6 +176,14 @@ export function minimumRequestBytes(opcode: number): number {
       return Size.inHeader + 24;
     case Opcode.LOOKUP:
       return Size.inHeader + 1;
+    case Opcode.OPEN:
+      return Size.inHeader + 8;
+    case Opcode.WRITE:
+      return Size.writeRequest;
+    case Opcode.FALLOCATE:
+      return Size.inHeader + 32;
+    case Opcode.SETATTR:
+      return Size.inHeader + 88;
     default:
       return Size.inHeader;
   }
@@ -141,6 +199,7 @@ const HIGH = 1 - LOW;
 export class RequestBuffer {
   readonly bytes: Buffer;
   readonly #words: Uint32Array;
+  readonly #written: (Uint8Array | undefined)[] = [];
   /** Bytes of the request that is in the buffer. */
   length = 0;
 
@@ -180,6 +239,16 @@ export class RequestBuffer {
 
   u64(word: number): number {
     return this.#words[word + HIGH]! * TWO_32 + this.#words[word + LOW]!;
+  }
+
+  /**
+   * The data of a WRITE; undefined if the request ends before them. Views of whole pages are kept.
+   */
+  written(length: number): Uint8Array | undefined {
+    const end = Size.writeRequest + length;
+    if (end > this.length) return undefined;
+    if (length % 4096 !== 0) return this.bytes.subarray(Size.writeRequest, end);
+    return (this.#written[length / 4096] ??= this.bytes.subarray(Size.writeRequest, end));
   }
 
   /** The NUL-terminated name that follows the header, as LOOKUP carries it; undefined without NUL. */
@@ -273,12 +342,16 @@ export class ReplyBuffer {
     return Size.initOut;
   }
 
-  /** `fuse_entry_out`, at a byte of the payload; returns its bytes. */
-  putEntry(attributes: Attributes, validSeconds: number, at = 0): number {
+  /**
+   * `fuse_entry_out`, at a byte of the payload; returns its bytes.
+   *
+   * @param valid how long the kernel may keep the name and the attributes, in seconds
+   */
+  putEntry(attributes: Attributes, valid: { name: number; attributes: number }, at = 0): number {
     this.#put64(at, attributes.inode);
     this.#put64(at + 8, 0); // generation: inode numbers are never used again
-    this.#put64(at + 16, validSeconds);
-    this.#put64(at + 24, validSeconds);
+    this.#put64(at + 16, valid.name);
+    this.#put64(at + 24, valid.attributes);
     this.#put64(at + 32, 0); // the nanoseconds of both
     this.#putAttr(at + 40, attributes);
     return Size.entryOut;
@@ -299,9 +372,11 @@ export class ReplyBuffer {
     return Size.attrOut;
   }
 
-  /** `fuse_open_out`; returns its bytes. Requests name their inode, so the handle is always 0. */
-  putOpen(openFlags: number): number {
-    this.#put64(0, 0);
+  /**
+   * `fuse_open_out`; returns its bytes. Requests name their inode, so that most need no handle.
+   */
+  putOpen(openFlags: number, handle = 0): number {
+    this.#put64(0, handle);
     this.#put32(8, openFlags);
     this.#put32(12, 0);
     return Size.openOut;
@@ -316,6 +391,13 @@ export class ReplyBuffer {
     this.#put32(44, 255); // namelen
     this.#put32(48, statfs.blockBytes);
     return Size.statfsOut;
+  }
+
+  /** `fuse_write_out`; returns its bytes. */
+  putWritten(length: number): number {
+    this.#put64(0, 0);
+    this.#put32(0, length);
+    return Size.writeOut;
   }
 
   /** `fuse_lseek_out`; returns its bytes. */

@@ -64,6 +64,85 @@ export class TextSource implements FileSource {
   }
 }
 
+/** A text that is asked about in vain while it is made anew would be made anew all the time. */
+const KEPT_FOR_MS = 1000;
+
+/**
+ * A text about an image that is being written: made anew for whoever opens it, if the image has
+ * changed since the last time.
+ */
+export class ChangingTextSource implements FileSource {
+  readonly #content: () => Iterable<string>;
+  readonly #changes: () => number;
+  #latest: { device: BlockDevice; changes: number; madeAt: number } | undefined;
+
+  /**
+   * @param content the text in pieces
+   * @param changes how often the image has been changed
+   */
+  constructor(content: () => Iterable<string>, changes: () => number) {
+    this.#content = content;
+    this.#changes = changes;
+  }
+
+  get isOpen(): boolean {
+    return this.#latest?.changes === this.#changes();
+  }
+
+  /** The text as it was made last, a moment ago at most. Throws as {@link snapshot}. */
+  device(): BlockDevice {
+    const latest = this.#latest;
+    if (latest !== undefined && performance.now() - latest.madeAt < KEPT_FOR_MS) {
+      return latest.device;
+    }
+    return this.snapshot();
+  }
+
+  /** @throws {Qcow2Error} `TOO_LARGE`, or whatever making it throws */
+  snapshot(): BlockDevice {
+    const changes = this.#changes();
+    if (this.#latest?.changes !== changes) {
+      const device = new MemoryDevice(collect(this.#content()));
+      this.#latest = { device, changes, madeAt: performance.now() };
+    }
+    return this.#latest.device;
+  }
+}
+
+/** Texts that are kept as they were for those who opened them; each may be long. */
+const MAX_KEPT_TEXTS = 8;
+
+/** Texts as they were when they were opened, by handle. */
+export class KeptTexts {
+  readonly #texts = new Map<number, BlockDevice>();
+  #lastHandle: number;
+
+  /** @param above all handles are greater than this */
+  constructor(above = 0) {
+    this.#lastHandle = above;
+  }
+
+  /** Returns the handle. Of too many texts the oldest is given up. */
+  keep(text: BlockDevice): number {
+    if (this.#texts.size === MAX_KEPT_TEXTS) {
+      const [oldest] = this.#texts.keys();
+      this.#texts.delete(oldest!);
+    }
+    this.#texts.set(++this.#lastHandle, text);
+    return this.#lastHandle;
+  }
+
+  /** The text of a handle; undefined for one that is not known, or was given up. */
+  at(handle: number): BlockDevice | undefined {
+    return this.#texts.get(handle);
+  }
+
+  /** Gives a text up; nothing happens if there is none of that handle. */
+  forget(handle: number): void {
+    this.#texts.delete(handle);
+  }
+}
+
 function collect(pieces: Iterable<string>): Buffer {
   const buffers: Buffer[] = [];
   let length = 0;

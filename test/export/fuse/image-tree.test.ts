@@ -28,7 +28,7 @@ function partition(number: number, changes: Partial<Partition> = {}): Partition 
 function parts(changes: Partial<ImageParts> = {}): ImageParts {
   return {
     disk: new NullDevice(16 * MiB),
-    storedBytes: 4 * MiB,
+    storedBytes: () => 4 * MiB,
     table: { scheme: 'none', sectorSize: 512, diskId: '', partitions: [], warnings: [] },
     snapshots: [],
     layers: [],
@@ -148,7 +148,7 @@ describe('imageTree', () => {
       ...{ partitions: [partition(1)], warnings: [] },
     };
     const blocks = (storedBytes: number, path: string): number => {
-      const tree = treeOf({ table, storedBytes });
+      const tree = treeOf({ table, storedBytes: () => storedBytes });
       return tree.attributes(tree.resolve(path)!).blocks;
     };
     expect(blocks(4 * MiB, '/disk.raw')).toBe((4 * MiB) / 512);

@@ -10,6 +10,7 @@ import { FileTree, openSource } from '../../../src/export/fuse/file-tree.ts';
 import type { TreeEntry, TreeOptions } from '../../../src/export/fuse/file-tree.ts';
 import { FuseSession } from '../../../src/export/fuse/session.ts';
 import type { SessionOptions } from '../../../src/export/fuse/session.ts';
+import type { WritableDisk } from '../../../src/export/fuse/writable-disk.ts';
 
 export const TREE_OPTIONS: TreeOptions = {
   uid: 1000,
@@ -46,8 +47,17 @@ export class TestSession {
   readonly session: FuseSession;
   #unique = 2n ** 62n + 7n;
 
-  constructor(entries: readonly TreeEntry[], options: SessionOptions = {}) {
-    const tree = new FileTree(TREE_OPTIONS, () => entries);
+  /** @param disk the disk that accepts writes */
+  constructor(entries: readonly TreeEntry[], options: SessionOptions = {}, disk?: WritableDisk) {
+    const treeOptions = {
+      ...TREE_OPTIONS,
+      fileMode: disk === undefined ? 0o444 : 0o644,
+      get modifiedMs() {
+        return disk?.modifiedMs ?? TREE_OPTIONS.modifiedMs;
+      },
+      disk,
+    };
+    const tree = new FileTree(treeOptions, () => entries);
     this.session = new FuseSession(tree, new ErrorLog((line) => this.log.push(line)), options);
   }
 
@@ -106,6 +116,31 @@ export class TestSession {
     return this.ask(46, inode, body);
   }
 
+  /** Opens a file; the reply. `flags` are open(2)'s. */
+  open(inode: number, flags = 0): Reply {
+    const body = Buffer.alloc(8);
+    body.writeUInt32LE(flags, 0);
+    return this.ask(14, inode, body);
+  }
+
+  write(inode: number, offset: number | bigint, bytes: Uint8Array, how: WriteWay = {}): Reply {
+    const unique = this.#unique++;
+    const reply = this.raw(
+      requestBytes({ opcode: 16, nodeId: inode, unique }, writeBody(offset, bytes, how)),
+    );
+    // Somebody else is to send it.
+    return reply ?? { errno: DEFERRED, unique, payload: Buffer.alloc(0) };
+  }
+
+  /** FALLOCATE. */
+  allocate(inode: number, mode: number, offset: number | bigint, length: number | bigint): Reply {
+    const body = Buffer.alloc(32);
+    body.writeBigUInt64LE(BigInt(offset), 8);
+    body.writeBigUInt64LE(BigInt(length), 16);
+    body.writeUInt32LE(mode, 24);
+    return this.ask(43, inode, body);
+  }
+
   /** The names of a directory, in requests of `size` bytes each. */
   list(inode: number, { size = 4096, plus = false } = {}): Listed[] {
     const all: Listed[] = [];
@@ -129,6 +164,27 @@ export interface Listed {
   next: bigint;
   /** READDIRPLUS: the inode number of the attributes; 0 if there are none. */
   attributesOf?: bigint;
+}
+
+/** The error number of a {@link TestSession.write} that was not answered by the session itself. */
+export const DEFERRED = -1;
+
+/** How a WRITE came about. */
+export interface WriteWay {
+  /** From pages that were changed through mmap. */
+  isFromCache?: boolean;
+  /** By a file that was opened with O_DIRECT. */
+  isDirect?: boolean;
+}
+
+function writeBody(offset: number | bigint, bytes: Uint8Array, how: WriteWay): Buffer {
+  const body = Buffer.alloc(40 + bytes.length);
+  body.writeBigUInt64LE(BigInt(offset), 8);
+  body.writeUInt32LE(bytes.length, 16);
+  body.writeUInt32LE(how.isFromCache === true ? 1 : 0, 20);
+  body.writeUInt32LE(how.isDirect === true ? 0o40000 : 0, 32);
+  body.set(bytes, 40);
+  return body;
 }
 
 export function requestBytes(

@@ -3,7 +3,7 @@ import { MemoryDevice } from '../../../src/device/memory.ts';
 import { Qcow2Error } from '../../../src/errors.ts';
 import { ErrorLog } from '../../../src/export/fuse/error-log.ts';
 import { FileTree } from '../../../src/export/fuse/file-tree.ts';
-import { nativeOperations } from '../../../src/export/fuse/native-channel.ts';
+import { nativeOperations } from '../../../src/export/fuse/native-operations.ts';
 import { directoryOf, fileOf, textFile, TREE_OPTIONS } from './wire.ts';
 
 const broken = new MemoryDevice(new Uint8Array(100));

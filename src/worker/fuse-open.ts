@@ -1,0 +1,78 @@
+/** Opens the image of a mount for reading or writing, and closes it at the end. */
+
+import { statSync } from 'node:fs';
+import { openImage } from '../chain/open.ts';
+import type { Image, OpenImageOptions } from '../chain/open.ts';
+import { FileDevice } from '../device/file.ts';
+import { Qcow2Error } from '../errors.ts';
+import { openKeptOverlay, openTemporaryOverlay } from '../operations/overlay.ts';
+import type { ImageRequest } from './fuse-request.ts';
+
+/** An image that is open for a mount. */
+export interface MountedImage {
+  /** What is read and, unless the mount is read-only, written: an overlay perhaps. */
+  top: Image;
+  /** The image that was asked for. */
+  named: Image;
+}
+
+/**
+ * Opens the image of a request.
+ * @throws {Qcow2Error} what is wrong with it
+ */
+export function openMounted(request: ImageRequest): MountedImage {
+  const { image: path, access, overlay } = request;
+  const options = openOptions(request);
+  switch (access) {
+    case 'ro':
+    case 'rw': {
+      const image = openImage(path, { ...options, writable: access === 'rw' });
+      return { top: image, named: image };
+    }
+    case 'temp': {
+      const top = openTemporaryOverlay(path, options);
+      // Nothing of it outlives the mount, so nothing has to survive a power cut.
+      if (top.file instanceof FileDevice) top.file.durable = false;
+      return { top, named: top.backing! };
+    }
+    case 'overlay': {
+      const top = openKeptOverlay(path, overlay!, options);
+      return { top, named: top.backing! };
+    }
+  }
+}
+
+/** How the image of a request is opened, besides for writing or not. */
+function openOptions(request: ImageRequest): OpenImageOptions {
+  const { format, backingFormat, allowProtocolNames, forceShare } = request;
+  return {
+    ...(format === undefined ? {} : { format }),
+    ...(backingFormat === undefined ? {} : { backingFormat }),
+    ...(allowProtocolNames === undefined ? {} : { allowProtocolNames }),
+    ...(forceShare === undefined ? {} : { forceShare }),
+  };
+}
+
+/**
+ * Brings everything that was written to the disk and closes the image, whether that works or not.
+ *
+ * @throws {Qcow2Error} `HOST` and others if what was written last may be lost, or nobody will find
+ * it, because the file was replaced
+ */
+export function closeMounted({ top }: MountedImage, access: ImageRequest['access']): void {
+  const identity = top.file instanceof FileDevice ? top.file.identity : undefined;
+  try {
+    top.close();
+  } catch (error) {
+    if (top.format === 'qcow2') top.abandon();
+    throw error instanceof Qcow2Error ? error.inFile(top.path) : error;
+  }
+  if (access !== 'rw' && access !== 'overlay') return;
+  const stats = statSync(top.path, { throwIfNoEntry: false });
+  if (stats !== undefined && `${stats.dev}:${stats.ino}` === identity) return;
+  const fate = stats === undefined ? 'removed or renamed' : 'replaced by another';
+  throw new Qcow2Error('HOST', `the file was ${fate} while it was mounted`, {
+    file: top.path,
+    hint: 'what was written is not in it',
+  });
+}
