@@ -30,6 +30,8 @@ export { readPartitionTable } from './format/partition/index.ts';
 export type { Partition, PartitionTable } from './format/partition/index.ts';
 export type { Qcow2Header } from './format/qcow2/header.ts';
 export type { SnapshotRow } from './format/qcow2/snapshot-table.ts';
+export { amendImage } from './operations/amend.ts';
+export type { AmendOptions } from './operations/amend.ts';
 export { checkImage, openForCheck, openForRepair, repairImage } from './operations/check.ts';
 export type {
   CheckOptions,

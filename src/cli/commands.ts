@@ -10,6 +10,7 @@ interface CommandModule {
 
 /** Literal imports: the bundler makes a chunk of each. */
 const COMMANDS: Readonly<Record<string, () => Promise<CommandModule>>> = {
+  amend: () => import('./commands/amend.ts'),
   bench: () => import('./commands/bench.ts'),
   bitmap: () => import('./commands/bitmap.ts'),
   check: () => import('./commands/check.ts'),

@@ -2,6 +2,7 @@
 
 import { COMPRESSION_TYPES } from '../compression/codec.ts';
 import type { ImageFormat } from '../chain/open.ts';
+import type { Qcow2Error } from '../errors.ts';
 import type { CreateOptions } from '../operations/create.ts';
 import { COMPAT_LEVELS } from '../operations/create-options.ts';
 import type { CompatLevel } from '../operations/create-options.ts';
@@ -12,7 +13,7 @@ import { parseSize } from './size.ts';
 type ValueType = 'str' | 'bool (on/off)' | 'num' | 'size';
 
 /** One creation option. */
-interface CreationOption {
+export interface CreationOption {
   type: ValueType;
   description: string;
   /** What it is if it is not given. */
@@ -36,8 +37,11 @@ const FILE_OPTIONS = {
 
 const SIZE: CreationOption = { type: 'size', description: 'Virtual disk size' };
 
+/** Options by name. */
+export type OptionTable = Readonly<Record<string, CreationOption>>;
+
 /** In the order in which qemu-img tells them. */
-const CREATION_OPTIONS: Readonly<Record<ImageFormat, Readonly<Record<string, CreationOption>>>> = {
+export const CREATION_OPTIONS: Readonly<Record<ImageFormat, OptionTable>> = {
   qcow2: {
     encryption: {
       type: 'bool (on/off)',
@@ -104,10 +108,7 @@ export function creationOptionsHelp(
   format: ImageFormat,
   { withFile }: { withFile: boolean },
 ): string {
-  const lines = Object.entries(CREATION_OPTIONS[format])
-    .filter(([, option]) => withFile || option.ofFile !== true)
-    .map(([name, { type, description }]) => `  ${name}=<${type}>`.padEnd(24) + ` - ${description}`)
-    .sort();
+  const lines = optionLines(CREATION_OPTIONS[format], ({ ofFile }) => withFile || ofFile !== true);
   const title = withFile ? 'Supported options:' : `Supported ${format} options:`;
   const more = withFile
     ? []
@@ -117,6 +118,17 @@ export function creationOptionsHelp(
         'Specify the target filename to include those options.',
       ];
   return `${[title, ...lines, ...more].join('\n')}\n`;
+}
+
+/** A line for each option of a table that is selected, as qemu-img has them. */
+export function optionLines(
+  options: OptionTable,
+  isSelected: (option: CreationOption) => boolean,
+): string[] {
+  return Object.entries(options)
+    .filter(([, option]) => isSelected(option))
+    .map(([name, { type, description }]) => `  ${name}=<${type}>`.padEnd(24) + ` - ${description}`)
+    .sort();
 }
 
 /**
@@ -129,12 +141,25 @@ export function parseCreationOptions(
   format: ImageFormat,
   lists: readonly string[],
 ): Map<string, string> {
-  const options = CREATION_OPTIONS[format];
+  return parseOptionLists(CREATION_OPTIONS[format], lists, (name) => unknownOption(name, format));
+}
+
+/**
+ * Reads `-o` lists, with the options of a table.
+ *
+ * @param unknown makes the error for a name that is none of them
+ * @throws {Qcow2Error} `INVALID_OPTION` as {@link parseCreationOptions}
+ */
+export function parseOptionLists(
+  options: OptionTable,
+  lists: readonly string[],
+  unknown: (name: string) => Qcow2Error,
+): Map<string, string> {
   const values = new Map<string, string>();
   for (const item of lists.flatMap(splitList)) {
     const [name, value] = parseItem(item, options);
     const option = Object.hasOwn(options, name) ? options[name] : undefined;
-    if (option === undefined) throw unknownOption(name, format);
+    if (option === undefined) throw unknown(name);
     if (value === undefined) throw usageError(`-o ${name} needs a value`);
     checkValue(name, option.type, value);
     checkSupported(name, value);
@@ -151,10 +176,7 @@ function splitList(list: string): string[] {
   return items.map((item) => item.replaceAll('\0', ','));
 }
 
-function parseItem(
-  item: string,
-  options: Readonly<Record<string, CreationOption>>,
-): [name: string, value: string | undefined] {
+function parseItem(item: string, options: OptionTable): [name: string, value: string | undefined] {
   const end = item.indexOf('=');
   if (end >= 0) return [item.slice(0, end), item.slice(end + 1)];
   const isSwitch = (name: string): boolean =>
@@ -184,7 +206,8 @@ function checkSupported(name: string, value: string): void {
   }
 }
 
-function noEncryption(name: string) {
+/** The error for options of encryption. */
+export function noEncryption(name: string): Qcow2Error {
   return usageError(`-o ${name} is not supported: encrypted images are neither read nor written`);
 }
 

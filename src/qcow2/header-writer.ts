@@ -47,6 +47,7 @@ import type { Qcow2Header } from '../format/qcow2/header.ts';
 import { assert } from '../util/assert.ts';
 import { writeU32 } from '../util/bytes.ts';
 import { FILLER_EXTENSION, firstClusterSteps, SECTOR_BYTES } from './header-steps.ts';
+import type { ClusterStep } from './header-steps.ts';
 
 /** The part of a file that a header is written to. */
 export type HeaderFile = Pick<BlockDevice, 'size' | 'read' | 'write' | 'flush'>;
@@ -180,9 +181,7 @@ export class HeaderWriter {
    */
   rewrite(changes: HeaderRewrite): void {
     const { header } = this;
-    const cluster = new Uint8Array(header.clusterSize);
-    this.#file.read(cluster.subarray(0, Math.min(cluster.length, this.#file.size)), 0);
-    const steps = firstClusterSteps(cluster, rewrittenParts(cluster, header, changes));
+    const steps = this.#planRewrite(changes);
     // A bug here would cost the whole image.
     for (const { bytes } of steps) decodeHeader(bytes);
     this.#file.flush();
@@ -193,6 +192,21 @@ export class HeaderWriter {
       Object.assign(header, decodeHeader(bytes));
       this.#file.flush();
     }
+  }
+
+  /**
+   * Finds out whether {@link rewrite} has the room that it needs, before anything is done for it.
+   * @throws {Qcow2Error} as {@link rewrite}
+   */
+  checkRewrite(changes: HeaderRewrite): void {
+    this.#planRewrite(changes);
+  }
+
+  #planRewrite(changes: HeaderRewrite): ClusterStep[] {
+    const { header } = this;
+    const cluster = new Uint8Array(header.clusterSize);
+    this.#file.read(cluster.subarray(0, Math.min(cluster.length, this.#file.size)), 0);
+    return firstClusterSteps(cluster, rewrittenParts(cluster, header, changes));
   }
 
   #updateFlushed(changes: HeaderChanges): void {

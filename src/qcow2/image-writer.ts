@@ -15,6 +15,8 @@ import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import { DEFAULT_METADATA_CACHE_BYTES } from '../limits.ts';
 import { ClusterAllocator } from './allocator.ts';
 import type { PassDiscard } from './allocator.ts';
+import { amend, checkAmendment } from './amender.ts';
+import type { Amendment } from './amender.ts';
 import { changeBitmaps, checkBitmapChange } from './bitmap-changes.ts';
 import type { BitmapChange } from './bitmap-changes.ts';
 import { BitmapTracker } from './bitmap-writer.ts';
@@ -34,8 +36,9 @@ import { RefcountStore } from './refcount-store.ts';
 import { emptyDisk, resizeDisk } from './resizer.ts';
 import { applySnapshot, createSnapshot, deleteSnapshot } from './snapshot-writer.ts';
 import { measureSnapshotTable, readSnapshotTable } from './snapshots.ts';
+import type { ClusterRun } from './refcount-store.ts';
 import type { TableCache } from './table-cache.ts';
-import type { DiskReader, WriteContext } from './write-context.ts';
+import type { DiskReader, EngineSteps, WriteContext } from './write-context.ts';
 import { ZeroWriter } from './zero-writer.ts';
 import type { ZeroOptions } from './zero-writer.ts';
 
@@ -182,6 +185,41 @@ export class ImageWriter {
     });
   }
 
+  /** Finds what keeps the image from being amended; changes nothing of it. */
+  checkAmendment(amendment: Amendment): void {
+    this.change((engine) => checkAmendment(engine, amendment));
+  }
+
+  /** Changes what the header promises of the image, a step at a time: see `amender.ts`. */
+  *amend(amendment: Amendment): EngineSteps<void> {
+    // The engine of the header as it is to be starts anew.
+    this.finish();
+    let isSwitching = false;
+    let freed: ClusterRun[];
+    try {
+      this.checkAmendment(amendment);
+      const willSwitch = (): void => {
+        isSwitching = true;
+      };
+      freed = yield* amend(
+        this.change((engine) => engine),
+        amendment,
+        willSwitch,
+      );
+    } catch (error) {
+      const judged = this.#judge(error);
+      // What the file says is not known, so that nothing may be written that relies on it.
+      if (isSwitching && judged instanceof Qcow2Error) this.#failure ??= judged;
+      throw judged;
+    }
+    this.#forgetEngine();
+    if (freed.length === 0) return;
+    this.change(({ allocator }) => {
+      for (const run of freed) allocator.free(run);
+    });
+    this.finish();
+  }
+
   /** Drops everything that the disk has allocated. */
   makeEmpty(): void {
     this.change((engine) => {
@@ -243,6 +281,10 @@ export class ImageWriter {
         file.flush();
       }
     });
+    this.#forgetEngine();
+  }
+
+  #forgetEngine(): void {
     this.#engine = undefined;
     this.#compressed = undefined;
   }

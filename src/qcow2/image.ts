@@ -16,6 +16,7 @@ import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import { DEFAULT_CLUSTER_CACHE_BYTES, DEFAULT_METADATA_CACHE_BYTES } from '../limits.ts';
 import { assert } from '../util/assert.ts';
 import type { PassDiscard } from './allocator.ts';
+import type { Amendment } from './amender.ts';
 import { ClusterCache } from './cluster-cache.ts';
 import { hasPreallocatedMetadata } from './host-holes.ts';
 import { DiskWithBitmaps } from './image-bitmaps.ts';
@@ -24,6 +25,7 @@ import type { BackingReference } from './image-writer.ts';
 import type { PreallocationMode } from './preallocation.ts';
 import { findSnapshot, Qcow2Snapshot, readSnapshotTable } from './snapshots.ts';
 import { TableCache } from './table-cache.ts';
+import type { EngineSteps } from './write-context.ts';
 
 /** Sizes of an image's caches, in bytes. */
 export interface CacheOptions {
@@ -114,7 +116,10 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends DiskWithBit
         dataFile: dataFile?.device ?? file,
         dataPath: dataFile?.path ?? fileName ?? path,
         backing,
-        decoder: clusterDecoder(header.compressionType),
+        // Amending can change it.
+        get decoder() {
+          return clusterDecoder(header.compressionType);
+        },
         tables,
         clusters,
         looksForHostHoles: () =>
@@ -345,6 +350,25 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends DiskWithBit
       });
     }
     writer.setBacking(reference);
+  }
+
+  /**
+   * Finds what keeps the image from being amended. Nothing is changed.
+   * @throws {Qcow2Error} as {@link write}; `UNSUPPORTED` or `TOO_LARGE`, with the reason
+   */
+  checkAmendment(amendment: Amendment): void {
+    this.openWriter.checkAmendment(amendment);
+  }
+
+  /**
+   * Changes what the header promises of the image, in one instant, a step at a time: what
+   * `amendImage` does, without what it checks before. Nothing else may change the image between two
+   * steps. Returning early from it leaves the image as it is. The open image goes on with the old
+   * data file: close it.
+   * @throws {Qcow2Error} as {@link checkAmendment}
+   */
+  *amend(amendment: Amendment): EngineSteps<void> {
+    yield* this.openWriter.amend(amendment);
   }
 
   /**

@@ -15,6 +15,7 @@ import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import { MAX_SNAPSHOT_NAME_BYTES, MAX_SNAPSHOTS } from '../limits.ts';
 import { readU32, writeU32 } from '../util/bytes.ts';
 import { eachEntry, RefcountChanges, updateAtomically } from './atomic-update.ts';
+import type { ReferenceCounts } from './check/reference-counts.ts';
 import type { HeaderChanges } from './header-writer.ts';
 import type { WriteEngine } from './image-writer.ts';
 import type { L1Location } from './mapping.ts';
@@ -98,6 +99,41 @@ export function deleteSnapshot(engine: WriteEngine, id: string): void {
     const table = storeSnapshotTable(engine, remaining, { changes, fresh });
     const active = reclaimActiveTables(engine, { changes, fresh });
     return { changes, header: { ...table, ...active } };
+  });
+}
+
+/**
+ * Writes the snapshot table anew: rows of version 2 need not have the extra data that those of
+ * version 3 must have.
+ * @throws {Qcow2Error} `CORRUPT`, `HOST` or `TOO_LARGE`; nothing has changed then
+ */
+export function rewriteSnapshotTable(engine: WriteEngine): void {
+  const { header, committer, file } = engine;
+  committer.commitAll();
+  const rows = readSnapshotTable(header, file);
+  const changes = new RefcountChanges(engine.refcounts, header);
+  inFreshClusters(engine, (fresh) => {
+    const table = storeSnapshotTable(engine, rows, { changes, fresh });
+    return { changes, header: table };
+  });
+}
+
+/**
+ * Lowers the counts of clusters that are counted more often than they are referred to, together
+ * with the COPIED flags that depend on them.
+ *
+ * @param counts by how much
+ * @throws {Qcow2Error} `CORRUPT`, `HOST` or `TOO_LARGE`; nothing has changed then
+ */
+export function lowerCounts(engine: WriteEngine, counts: ReferenceCounts): void {
+  const { header, committer } = engine;
+  committer.commitAll();
+  const changes = new RefcountChanges(engine.refcounts, header);
+  counts.forEachIn(0, counts.clusterCount, (cluster, count) => changes.add(cluster, -count));
+  if (changes.blocks.size === 0) return;
+  inFreshClusters(engine, (fresh) => {
+    const active = reclaimActiveTables(engine, { changes, fresh });
+    return { changes, header: active };
   });
 }
 

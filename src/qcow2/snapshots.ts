@@ -93,7 +93,7 @@ export class Qcow2Snapshot extends GuestDisk {
 
   /** @throws {Qcow2Error} `CORRUPT` or `TOO_LARGE` if the snapshot's L1 table cannot be right */
   constructor(context: ImageContext, info: SnapshotRow) {
-    checkL1(context.header, info);
+    checkSnapshotL1(context.header, info);
     const { diskSize } = info;
     const l1 = { offset: info.l1TableOffset, size: info.l1Size };
     super(context, { l1, size: diskSize - (diskSize % 512) });
@@ -130,7 +130,11 @@ export class Qcow2Snapshot extends GuestDisk {
   }
 }
 
-function checkL1({ clusterSize, l2Entries }: Qcow2Header, info: SnapshotRow): void {
+/**
+ * Checks what a row of the snapshot table says of its L1 table.
+ * @throws {Qcow2Error} `CORRUPT` or `TOO_LARGE`
+ */
+export function checkSnapshotL1({ clusterSize, l2Entries }: Qcow2Header, info: SnapshotRow): void {
   const { id, offset, l1Size, l1TableOffset, diskSize } = info;
   const fail = (code: ErrorCode, problem: string): Qcow2Error =>
     new Qcow2Error(code, problem, { structure: `snapshot ${id}`, offset });

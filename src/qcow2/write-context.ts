@@ -40,3 +40,24 @@ export interface WriteContext {
   /** What is behind unallocated clusters. Its size can change: committing to it makes it grow. */
   readonly backing: { readonly size: number } | undefined;
 }
+
+/** How far a change is that takes long, in whatever it counts. */
+export interface EngineProgress {
+  done: number;
+  total: number;
+}
+
+/** A change of an image that takes long: yields how far it is. */
+export type EngineSteps<Result> = Generator<EngineProgress, Result, void>;
+
+/** Which of several parts of a change one is: its progress is told as that of the whole. */
+export interface Part {
+  /** From 0 on. */
+  index: number;
+  count: number;
+}
+
+/** The progress of a part as that of the whole. */
+export function progressOf({ index, count }: Part, done: number, total: number): EngineProgress {
+  return { done: index * total + done, total: count * total };
+}
