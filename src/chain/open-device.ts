@@ -108,6 +108,10 @@ class OwningDevice implements BlockDevice {
     return this.#device.readOnly;
   }
 
+  get zeroesFast(): boolean {
+    return this.#device.zeroesFast === true;
+  }
+
   read(target: Uint8Array, offset: number): void {
     this.#device.read(target, offset);
   }

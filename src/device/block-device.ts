@@ -66,6 +66,11 @@ export interface BlockDevice extends Disposable {
   /** Whether every write is refused. */
   readonly readOnly: boolean;
   /**
+   * Whether {@link writeZeroes} never takes as long as writing zeroes would; unknown if it is not
+   * there.
+   */
+  readonly zeroesFast?: boolean;
+  /**
    * Fills all of `target` from `offset`.
    * @throws {Qcow2Error} `OUT_OF_RANGE` if the range does not lie within the device
    */

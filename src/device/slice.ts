@@ -30,6 +30,10 @@ export class SliceDevice implements BlockDevice {
     return this.#parent.readOnly;
   }
 
+  get zeroesFast(): boolean {
+    return this.#parent.zeroesFast === true;
+  }
+
   read(target: Uint8Array, offset: number): void {
     checkRange(offset, target.length, this.size);
     this.#parent.read(target, this.start + offset);

@@ -67,12 +67,14 @@ export function readBitmapDirectory({ header, file }: BitmapSource): BitmapInfo[
  * The runs of the disk that a bitmap marks as dirty, in order, neighbours merged.
  *
  * @param diskSize bytes that the bitmap covers
+ * @param from runs that end before it may be left out, and the one around it cut short
  * @throws {Qcow2Error} `CORRUPT`, `TOO_LARGE` or `TRUNCATED`
  */
 export function* dirtyRanges(
   source: BitmapSource,
   bitmap: BitmapEntry,
   diskSize: number,
+  from = 0,
 ): Generator<DirtyRange> {
   const bitCount = Math.ceil(diskSize / bitmap.granularity);
   const table = readBitmapTable(source, bitmap, bitCount);
@@ -85,7 +87,8 @@ export function* dirtyRanges(
     runStart = -1;
     return { offset, length: Math.min(endBit * bitmap.granularity, diskSize) - offset };
   };
-  for (let index = 0; index * bitsPerCluster < bitCount; index++) {
+  const firstIndex = Math.floor(from / bitmap.granularity / bitsPerCluster);
+  for (let index = firstIndex; index * bitsPerCluster < bitCount; index++) {
     const base = index * bitsPerCluster;
     const end = Math.min(base + bitsPerCluster, bitCount);
     const uniform = loadBitmapCluster(source, table, index, cluster);

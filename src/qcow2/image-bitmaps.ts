@@ -65,9 +65,10 @@ export abstract class DiskWithBitmaps extends GuestDisk {
   /**
    * The runs of the disk that a bitmap marks, in order, neighbours merged.
    *
+   * @param from runs that end before it may be left out, and the one around it cut short
    * @throws {Qcow2Error} `NOT_FOUND`; `CORRUPT` if it is inconsistent or damaged
    */
-  *dirtyRanges(bitmapName: string): Generator<DirtyRange> {
+  *dirtyRanges(bitmapName: string, from = 0): Generator<DirtyRange> {
     const bitmap = this.bitmaps.find(({ name }) => name === bitmapName);
     if (bitmap === undefined) {
       throw new Qcow2Error('NOT_FOUND', `there is no bitmap '${bitmapName}'`, { file: this.path });
@@ -80,7 +81,7 @@ export abstract class DiskWithBitmaps extends GuestDisk {
       });
     }
     try {
-      yield* dirtyRanges(this, bitmap, this.size);
+      yield* dirtyRanges(this, bitmap, this.size, from);
     } catch (error) {
       throw error instanceof Qcow2Error ? error.inFile(this.path) : error;
     }

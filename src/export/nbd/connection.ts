@@ -11,7 +11,7 @@ import type { Socket } from 'node:net';
 import { DirectSocket } from '../../host/sendfile.ts';
 import type { ExportTable, OpenExport } from './exports.ts';
 import { Handshake } from './handshake.ts';
-import { MessageSize } from './protocol.ts';
+import { HeaderSize } from './headers.ts';
 import { ReplyWriter } from './reply-writer.ts';
 import type { BufferPool } from './reply-writer.ts';
 import { stayAwake } from './stay-awake.ts';
@@ -114,7 +114,8 @@ export class Connection {
     this.#inputStart = 0;
     if (this.#waitingFor === undefined) this.#work();
     this.#holdInput();
-    this.#singleRequests = chunk.length <= MessageSize.request ? this.#singleRequests + 1 : 0;
+    this.#singleRequests =
+      chunk.length <= HeaderSize.extendedRequest ? this.#singleRequests + 1 : 0;
     if (this.#singleRequests > SINGLES_BEFORE_POLLING) stayAwake();
   }
 
@@ -163,14 +164,19 @@ export class Connection {
       return true;
     }
     clearTimeout(this.#handshakeTimer);
-    const { used } = step;
+    if (step.next === 'starttls') return false;
+    const { used, style, contexts } = step;
     this.#used = used;
     this.#context.log(`uses export '${used.name}'`, 'info');
     this.#transmission = new Transmission(used.device, {
       writer: this.#writer,
+      pool: this.#context.pool,
+      isWritable: used.isWritable,
+      style,
+      contexts,
       isFull: () => this.#isFull(),
       direct: () => this.#directSocket(),
-      onReadError: (error) => this.#logReadError(used.name, error),
+      onError: (error) => this.#logError(used.name, error),
     });
     return false;
   }
@@ -212,8 +218,12 @@ export class Connection {
     return this.#direct ?? undefined;
   }
 
+  get #maxOutstandingBytes(): number {
+    return this.#context.pool.isTight ? 1 : MAX_OUTSTANDING_BYTES;
+  }
+
   #isFull(): boolean {
-    return this.#outstandingBytes >= MAX_OUTSTANDING_BYTES;
+    return this.#outstandingBytes >= this.#maxOutstandingBytes;
   }
 
   /** Sends a message of the handshake. */
@@ -241,10 +251,10 @@ export class Connection {
   #countSent(bytes: number): void {
     this.#outstandingBytes -= bytes;
     if (this.#ended || this.#waitingFor !== 'client') return;
-    if (this.#outstandingBytes < MAX_OUTSTANDING_BYTES / 2) this.#takeTurn();
+    if (this.#outstandingBytes < this.#maxOutstandingBytes / 2) this.#takeTurn();
   }
 
-  #logReadError(exportName: string, error: unknown): void {
+  #logError(exportName: string, error: unknown): void {
     const message = error instanceof Error ? error.message : String(error);
     this.#context.log(`export '${exportName}': ${message}`, 'warning');
   }
@@ -270,6 +280,7 @@ export class Connection {
     // The socket is closed, so nobody reads these any more.
     for (const buffer of this.#outstanding) this.#context.pool.give(buffer);
     this.#outstanding.length = 0;
+    this.#transmission?.close();
     if (this.#used !== undefined) this.#context.exports.release(this.#used);
     this.#used = undefined;
     this.#context.onClosed(this);

@@ -2,8 +2,21 @@
 
 import type { BlockDevice } from '../../device/block-device.ts';
 import { Qcow2Error } from '../../errors.ts';
+import { metaContextsOf } from './meta-contexts.ts';
+import type { MetaContext } from './meta-contexts.ts';
 import { padToSector } from './padded-device.ts';
 import { NBD_MAX_STRING } from './protocol.ts';
+
+/** A bitmap that tells which parts of an export have changed. */
+export interface ExportBitmap {
+  /** Clients ask for `qemu:dirty-bitmap:` and this. */
+  name: string;
+  /**
+   * The parts that are marked, in order; those that end at `from` or before may be left out.
+   * @throws {Qcow2Error} if it cannot be read
+   */
+  dirtyRanges(from: number): Iterable<{ offset: number; length: number }>;
+}
 
 /** One export of an NBD server. */
 export interface NbdExport {
@@ -17,6 +30,10 @@ export interface NbdExport {
    * Clients see it with zeroes after its end if its size is not a multiple of 512.
    */
   device: BlockDevice | (() => BlockDevice);
+  /** Whether clients may write to it, where the device can be written at all (default false). */
+  writable?: boolean | undefined;
+  /** Bitmaps that clients can ask for. */
+  bitmaps?: readonly ExportBitmap[] | undefined;
 }
 
 /** An export in use: give it back with {@link ExportTable.release}. */
@@ -24,6 +41,9 @@ export interface OpenExport {
   readonly name: string;
   readonly description: string;
   readonly device: BlockDevice;
+  readonly isWritable: boolean;
+  /** What can be asked about it. */
+  readonly contexts: readonly MetaContext[];
 }
 
 interface Entry extends OpenExport {
@@ -62,6 +82,15 @@ export class ExportTable {
   }
 
   /**
+   * An export and what can be asked about it, without opening it.
+   * @param name '' for the default export
+   */
+  find(name: string): { name: string; contexts: MetaContext[] } | undefined {
+    const item = this.#exports.get(name) ?? (name === '' ? this.#default : undefined);
+    return item && { name: item.name, contexts: metaContextsOf(item.bitmaps ?? []) };
+  }
+
+  /**
    * Opens an export, or counts one user more for it.
    * @param name '' for the default export
    * @returns undefined if there is none of that name
@@ -75,7 +104,10 @@ export class ExportTable {
       const ownsDevice = typeof item.device === 'function';
       const device = padToSector(typeof item.device === 'function' ? item.device() : item.device);
       const description = item.description ?? '';
-      entry = { name: item.name, description, device, users: 0, ownsDevice };
+      const contexts = metaContextsOf(item.bitmaps ?? []);
+      const isWritable = item.writable === true && !device.readOnly;
+      const { name: itemName } = item;
+      entry = { name: itemName, description, device, isWritable, contexts, users: 0, ownsDevice };
       this.#open.set(item.name, entry);
     }
     entry.users++;

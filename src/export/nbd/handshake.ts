@@ -10,14 +10,19 @@
 
 import { readU32 } from '../../util/bytes.ts';
 import type { ExportTable, OpenExport } from './exports.ts';
+import type { HeaderStyle } from './headers.ts';
+import { chooseContexts, listContexts } from './meta-contexts.ts';
+import type { MetaContext } from './meta-contexts.ts';
 import {
   ClientFlag,
   decodeInfoRequest,
+  decodeMetaContextRequest,
   encodeExportNameReply,
   encodeGreeting,
   encodeInfoBlockSize,
   encodeInfoExport,
   encodeInfoText,
+  encodeMetaContext,
   encodeOptionReply,
   encodeServerReply,
   HandshakeFlag,
@@ -39,14 +44,32 @@ const MAX_SKIPPED_BYTES = NBD_MAX_PAYLOAD;
 /** Options in one handshake: far above what any client sends, and an end to those that loop. */
 const MAX_OPTIONS = 10_000;
 
-/** What every export of a server for reading can do. */
-export const TRANSMISSION_FLAGS_READ_ONLY =
-  TransmissionFlag.NBD_FLAG_HAS_FLAGS |
-  TransmissionFlag.NBD_FLAG_READ_ONLY |
-  TransmissionFlag.NBD_FLAG_SEND_FLUSH |
-  // Nothing can change, so every connection sees the same bytes.
-  TransmissionFlag.NBD_FLAG_CAN_MULTI_CONN |
-  TransmissionFlag.NBD_FLAG_SEND_CACHE;
+/** What can be done with an export, by a client that agreed on these headers. */
+function transmissionFlags({ isWritable }: OpenExport, style: HeaderStyle): number {
+  const reading =
+    TransmissionFlag.NBD_FLAG_HAS_FLAGS |
+    TransmissionFlag.NBD_FLAG_SEND_FLUSH |
+    // All connections share one device: each sees at once what another wrote, and flushes it.
+    TransmissionFlag.NBD_FLAG_CAN_MULTI_CONN |
+    TransmissionFlag.NBD_FLAG_SEND_CACHE |
+    (style === 'simple' ? 0 : TransmissionFlag.NBD_FLAG_SEND_DF);
+  const writing =
+    TransmissionFlag.NBD_FLAG_SEND_FUA |
+    TransmissionFlag.NBD_FLAG_SEND_TRIM |
+    TransmissionFlag.NBD_FLAG_SEND_WRITE_ZEROES |
+    TransmissionFlag.NBD_FLAG_SEND_FAST_ZERO;
+  return reading | (isWritable ? writing : TransmissionFlag.NBD_FLAG_READ_ONLY);
+}
+
+/** Whether clients can, or have to, go over to TLS (`NBD_OPT_STARTTLS`). */
+export type TlsMode = 'off' | 'on' | 'require';
+
+/** What a handshake leads to. */
+export interface Agreement {
+  used: OpenExport;
+  style: HeaderStyle;
+  contexts: readonly MetaContext[];
+}
 
 /** How the handshake goes on after a step. */
 export type HandshakeStep =
@@ -54,8 +77,10 @@ export type HandshakeStep =
   | { next: 'continue'; consumed: number; reply?: Uint8Array; warning?: string }
   /** Not one whole message is there yet: call again with more bytes behind these. */
   | { next: 'wait' }
-  /** Send `reply`, then speak the transmission phase on `used`, which the caller now releases. */
-  | { next: 'transmission'; consumed: number; reply: Uint8Array; used: OpenExport }
+  /** Send `reply`, then speak the transmission phase as agreed; the caller releases `used`. */
+  | ({ next: 'transmission'; consumed: number; reply: Uint8Array } & Agreement)
+  /** Send `reply`, then go on in TLS; not a byte may have arrived after this option. */
+  | { next: 'starttls'; consumed: number; reply: Uint8Array }
   /** Send `reply` if there is one, and close; `reason` is for the log, '' where all is well. */
   | { next: 'close'; reply?: Uint8Array; reason: string };
 
@@ -65,14 +90,27 @@ const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 /** One client's negotiation. */
 export class Handshake {
   readonly #exports: ExportTable;
+  readonly #tls: TlsMode;
+  #isSecure = false;
+  #style: HeaderStyle = 'simple';
+  /** What was chosen last, and for which export. */
+  #chosen: { exportName: string; contexts: MetaContext[] } | undefined;
   /** undefined until the client has sent its flags. */
   #clientFlags: number | undefined;
   #options = 0;
   /** What remains of an option that is too long to be looked at. */
   #skip: { option: number; remaining: number } | undefined;
 
-  constructor(exports: ExportTable) {
+  constructor(exports: ExportTable, tls: TlsMode = 'off') {
     this.#exports = exports;
+    this.#tls = tls;
+  }
+
+  /** The connection is encrypted from here on; what was agreed on before it does not count. */
+  secured(): void {
+    this.#isSecure = true;
+    this.#style = 'simple';
+    this.#chosen = undefined;
   }
 
   /** What the server says first. */
@@ -124,11 +162,25 @@ export class Handshake {
   }
 
   #takeOption(option: number, data: Uint8Array, consumed: number): HandshakeStep {
+    const isEarly = this.#tls === 'require' && !this.#isSecure;
+    if (isEarly && option !== Option.NBD_OPT_STARTTLS && option !== Option.NBD_OPT_ABORT) {
+      const problem = 'this server wants TLS first';
+      if (option === Option.NBD_OPT_EXPORT_NAME) return close('no TLS, which is required');
+      return refuse(option, consumed, Reply.NBD_REP_ERR_TLS_REQD, problem);
+    }
     switch (option) {
       case Option.NBD_OPT_EXPORT_NAME:
         return this.#exportName(data, consumed);
       case Option.NBD_OPT_ABORT:
         return { next: 'close', reply: encodeOptionReply(option, ACK, EMPTY), reason: '' };
+      case Option.NBD_OPT_STARTTLS:
+        return this.#startTls(data, consumed);
+      case Option.NBD_OPT_STRUCTURED_REPLY:
+      case Option.NBD_OPT_EXTENDED_HEADERS:
+        return this.#headerStyle(option, data, consumed);
+      case Option.NBD_OPT_LIST_META_CONTEXT:
+      case Option.NBD_OPT_SET_META_CONTEXT:
+        return this.#metaContexts(option, data, consumed);
       case Option.NBD_OPT_LIST:
         return this.#list(data, consumed);
       case Option.NBD_OPT_INFO:
@@ -143,6 +195,7 @@ export class Handshake {
 
   /** The option of clients from before fixed newstyle; it can only be answered or hung up on. */
   #exportName(data: Uint8Array, consumed: number): HandshakeStep {
+    if (this.#style === 'extended') return close('extended headers need NBD_OPT_GO');
     const name = decodeName(data);
     if (name === undefined) return close('the export name is not a valid string');
     let used: OpenExport | undefined;
@@ -153,10 +206,72 @@ export class Handshake {
     }
     if (used === undefined) return close(`there is no export ${shown(name)}`);
     const noZeroes = ((this.#clientFlags ?? 0) & ClientFlag.NBD_FLAG_C_NO_ZEROES) !== 0;
-    const reply = encodeExportNameReply(used.device.size, TRANSMISSION_FLAGS_READ_ONLY, {
-      zeroes: !noZeroes,
+    const flags = transmissionFlags(used, this.#style);
+    const reply = encodeExportNameReply(used.device.size, flags, { zeroes: !noZeroes });
+    return { next: 'transmission', consumed, reply, ...this.#agreementOn(used) };
+  }
+
+  #agreementOn(used: OpenExport): Agreement {
+    const isChosen = this.#chosen?.exportName === used.name;
+    return { used, style: this.#style, contexts: isChosen ? this.#chosen!.contexts : [] };
+  }
+
+  #startTls(data: Uint8Array, consumed: number): HandshakeStep {
+    const option = Option.NBD_OPT_STARTTLS;
+    if (this.#tls === 'off') {
+      return refuse(option, consumed, Reply.NBD_REP_ERR_UNSUP, 'this server has no TLS');
+    }
+    if (data.length !== 0 || this.#isSecure) {
+      const problem = this.#isSecure ? 'TLS is in use already' : 'NBD_OPT_STARTTLS takes no data';
+      return refuse(option, consumed, Reply.NBD_REP_ERR_INVALID, problem);
+    }
+    return { next: 'starttls', consumed, reply: encodeOptionReply(option, ACK, EMPTY) };
+  }
+
+  #headerStyle(option: number, data: Uint8Array, consumed: number): HandshakeStep {
+    if (data.length !== 0) {
+      return refuse(option, consumed, Reply.NBD_REP_ERR_INVALID, 'this option takes no data');
+    }
+    if (this.#style === 'extended') {
+      const isSame = option === Option.NBD_OPT_EXTENDED_HEADERS;
+      const type = isSame ? Reply.NBD_REP_ERR_INVALID : Reply.NBD_REP_ERR_EXT_HEADER_REQD;
+      return refuse(option, consumed, type, 'extended headers are agreed on already');
+    }
+    if (option === Option.NBD_OPT_EXTENDED_HEADERS) this.#style = 'extended';
+    else if (this.#style === 'simple') this.#style = 'structured';
+    else return refuse(option, consumed, Reply.NBD_REP_ERR_INVALID, 'they are agreed on already');
+    return { next: 'continue', consumed, reply: encodeOptionReply(option, ACK, EMPTY) };
+  }
+
+  #metaContexts(option: number, data: Uint8Array, consumed: number): HandshakeStep {
+    const isChoice = option === Option.NBD_OPT_SET_META_CONTEXT;
+    // Whatever becomes of this choice, the one before it does not count any more.
+    if (isChoice) this.#chosen = undefined;
+    const request = decodeMetaContextRequest(data);
+    const name = request && decodeName(request.name);
+    const queries = request?.queries.map(decodeName);
+    if (name === undefined || queries?.includes(undefined) !== false) {
+      const problem = 'the lengths in the option do not add up, or one of its strings is not valid';
+      return refuse(option, consumed, Reply.NBD_REP_ERR_INVALID, problem);
+    }
+    if (isChoice && this.#style === 'simple') {
+      const problem = 'structured replies have to be agreed on first';
+      return refuse(option, consumed, Reply.NBD_REP_ERR_INVALID, problem);
+    }
+    const found = this.#exports.find(name);
+    if (found === undefined) {
+      const problem = `there is no export ${shown(name)}`;
+      return refuse(option, consumed, Reply.NBD_REP_ERR_UNKNOWN, problem);
+    }
+    const select = isChoice ? chooseContexts : listContexts;
+    const contexts = select(found.contexts, queries as string[]);
+    if (isChoice) this.#chosen = { exportName: found.name, contexts };
+    const replies = contexts.map(({ id, name: contextName }) => {
+      const context = encodeMetaContext(isChoice ? id : 0, Buffer.from(contextName));
+      return encodeOptionReply(option, Reply.NBD_REP_META_CONTEXT, context);
     });
-    return { next: 'transmission', consumed, reply, used };
+    replies.push(encodeOptionReply(option, ACK, EMPTY));
+    return { next: 'continue', consumed, reply: Buffer.concat(replies) };
   }
 
   #list(data: Uint8Array, consumed: number): HandshakeStep {
@@ -193,8 +308,10 @@ export class Handshake {
       const problem = `there is no export ${shown(name)}`;
       return refuse(option, consumed, Reply.NBD_REP_ERR_UNKNOWN, problem);
     }
-    const reply = encodeInfoReplies(option, used, request.kinds);
-    if (option === Option.NBD_OPT_GO) return { next: 'transmission', consumed, reply, used };
+    const reply = encodeInfoReplies(option, used, { kinds: request.kinds, style: this.#style });
+    if (option === Option.NBD_OPT_GO) {
+      return { next: 'transmission', consumed, reply, ...this.#agreementOn(used) };
+    }
     this.#exports.release(used);
     return { next: 'continue', consumed, reply };
   }
@@ -203,8 +320,12 @@ export class Handshake {
 const ACK = Reply.NBD_REP_ACK;
 
 /** The `NBD_REP_INFO` messages for an export, and the acknowledgement. */
-function encodeInfoReplies(option: number, used: OpenExport, kinds: readonly number[]): Uint8Array {
-  const infos = [encodeInfoExport(used.device.size, TRANSMISSION_FLAGS_READ_ONLY)];
+function encodeInfoReplies(
+  option: number,
+  used: OpenExport,
+  { kinds, style }: { kinds: readonly number[]; style: HeaderStyle },
+): Uint8Array {
+  const infos = [encodeInfoExport(used.device.size, transmissionFlags(used, style))];
   // Each kind once, however often the client asks.
   const wanted = new Set(kinds);
   if (wanted.has(Info.NBD_INFO_NAME)) {

@@ -1,10 +1,11 @@
 /**
- * The NBD wire format, whole: names, numbers and layouts of the messages that this server speaks.
+ * The NBD wire format: names and numbers, and the layouts of the messages of the handshake. Those of
+ * the transmission phase are in `headers.ts`.
  *
  * Specification: `doc/proto.md` of the NetworkBlockDevice project. All integers are big-endian.
  */
 
-import { readU16, readU32, TWO_32, writeU16, writeU32, writeU64 } from '../../util/bytes.ts';
+import { readU16, readU32, writeU16, writeU32, writeU64 } from '../../util/bytes.ts';
 
 /** `NBDMAGIC`, the first eight bytes that a server sends, as two 32-bit halves. */
 export const NBDMAGIC = [0x4e42444d, 0x41474943] as const;
@@ -12,11 +13,6 @@ export const NBDMAGIC = [0x4e42444d, 0x41474943] as const;
 export const IHAVEOPT = [0x49484156, 0x454f5054] as const;
 /** Opens every reply to an option. */
 export const NBD_REP_MAGIC = [0x0003e889, 0x045565a9] as const;
-/** Opens every request of the transmission phase. */
-export const NBD_REQUEST_MAGIC = 0x25609513;
-/** Opens every simple reply. */
-export const NBD_SIMPLE_REPLY_MAGIC = 0x67446698;
-
 /** Port that IANA reserves for NBD. */
 export const NBD_DEFAULT_PORT = 10809;
 /** Bytes that a string (export name, description, message) may have. */
@@ -50,6 +46,7 @@ export const TransmissionFlag = {
   NBD_FLAG_SEND_RESIZE: 1 << 9,
   NBD_FLAG_SEND_CACHE: 1 << 10,
   NBD_FLAG_SEND_FAST_ZERO: 1 << 11,
+  NBD_FLAG_BLOCK_STAT_PAYLOAD: 1 << 12,
 } as const;
 
 /** Options of the handshake phase. */
@@ -71,12 +68,15 @@ export const Reply = {
   NBD_REP_ACK: 1,
   NBD_REP_SERVER: 2,
   NBD_REP_INFO: 3,
+  NBD_REP_META_CONTEXT: 4,
   NBD_REP_ERR_UNSUP: 0x8000_0001,
   NBD_REP_ERR_POLICY: 0x8000_0002,
   NBD_REP_ERR_INVALID: 0x8000_0003,
+  NBD_REP_ERR_TLS_REQD: 0x8000_0005,
   NBD_REP_ERR_UNKNOWN: 0x8000_0006,
   NBD_REP_ERR_SHUTDOWN: 0x8000_0007,
   NBD_REP_ERR_TOO_BIG: 0x8000_0009,
+  NBD_REP_ERR_EXT_HEADER_REQD: 0x8000_000a,
 } as const;
 
 /** Kinds of information in `NBD_REP_INFO` (16 bits). */
@@ -97,6 +97,27 @@ export const Command = {
   NBD_CMD_CACHE: 5,
   NBD_CMD_WRITE_ZEROES: 6,
   NBD_CMD_BLOCK_STATUS: 7,
+} as const;
+
+/** Flags of requests (16 bits). */
+export const CommandFlag = {
+  NBD_CMD_FLAG_FUA: 1 << 0,
+  NBD_CMD_FLAG_NO_HOLE: 1 << 1,
+  NBD_CMD_FLAG_DF: 1 << 2,
+  NBD_CMD_FLAG_REQ_ONE: 1 << 3,
+  NBD_CMD_FLAG_FAST_ZERO: 1 << 4,
+  NBD_CMD_FLAG_PAYLOAD_LEN: 1 << 5,
+} as const;
+
+/** Types of the chunks of structured and extended replies (16 bits); errors have bit 15 set. */
+export const ReplyType = {
+  NBD_REPLY_TYPE_NONE: 0,
+  NBD_REPLY_TYPE_OFFSET_DATA: 1,
+  NBD_REPLY_TYPE_OFFSET_HOLE: 2,
+  NBD_REPLY_TYPE_BLOCK_STATUS: 5,
+  NBD_REPLY_TYPE_BLOCK_STATUS_EXT: 6,
+  NBD_REPLY_TYPE_ERROR: 0x8001,
+  NBD_REPLY_TYPE_ERROR_OFFSET: 0x8002,
 } as const;
 
 /** Error values of replies: numbers of the protocol, whatever the host's `errno` says. */
@@ -120,8 +141,6 @@ export const MessageSize = {
   /** Reply to `NBD_OPT_EXPORT_NAME`, without the zeroes. */
   exportNameReply: 10,
   exportNameZeroes: 124,
-  request: 28,
-  simpleReply: 16,
 } as const;
 
 /** Whether the eight bytes at `offset` are `magic`. */
@@ -234,28 +253,36 @@ export function decodeInfoRequest(data: Uint8Array): InfoRequest | undefined {
   return { name: data.subarray(4, 4 + nameLength), kinds };
 }
 
-/**
- * Offset of a request whose 28 bytes start at `at`.
- *
- * Above 2^53 the value is rounded; no device is that large, so a comparison with a device's size
- * comes out right all the same.
- */
-export function requestOffset(bytes: Uint8Array, at: number): number {
-  return readU32(bytes, at + 16) * TWO_32 + readU32(bytes, at + 20);
+/** What `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT` ask for. */
+export interface MetaContextRequest {
+  /** The export's name, as the client sent it. */
+  name: Uint8Array;
+  queries: Uint8Array[];
 }
 
-/**
- * Writes the 16 bytes of a simple reply at `at`.
- * @param request bytes that hold the request, and `requestAt`, where it starts: its cookie, the
- * 64 bits that the client knows it by, is copied without being looked at
- */
-export function writeSimpleReply(
-  bytes: Uint8Array,
-  at: number,
-  reply: { error: number; request: Uint8Array; requestAt: number },
-): void {
-  const { error, request, requestAt } = reply;
-  writeU32(bytes, at, NBD_SIMPLE_REPLY_MAGIC);
-  writeU32(bytes, at + 4, error);
-  for (let index = 0; index < 8; index++) bytes[at + 8 + index] = request[requestAt + 8 + index]!;
+/** Data of the options about metadata contexts; undefined if its lengths do not add up. */
+export function decodeMetaContextRequest(data: Uint8Array): MetaContextRequest | undefined {
+  if (data.length < 8) return undefined;
+  const nameLength = readU32(data, 0);
+  if (nameLength > data.length - 8) return undefined;
+  const count = readU32(data, 4 + nameLength);
+  const queries: Uint8Array[] = [];
+  let at = 8 + nameLength;
+  // Each query has a length of its own, so that there are no more than the data has room for.
+  while (at + 4 <= data.length) {
+    const end = at + 4 + readU32(data, at);
+    if (end > data.length) return undefined;
+    queries.push(data.subarray(at + 4, end));
+    at = end;
+  }
+  if (at !== data.length || queries.length !== count) return undefined;
+  return { name: data.subarray(4, 4 + nameLength), queries };
+}
+
+/** Data of `NBD_REP_META_CONTEXT`. */
+export function encodeMetaContext(id: number, name: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(4 + name.length);
+  writeU32(bytes, 0, id);
+  bytes.set(name, 4);
+  return bytes;
 }

@@ -6,6 +6,8 @@
  * nothing is copied. Replies to requests that came together leave together, in one `write`.
  */
 
+import { assert } from '../../util/assert.ts';
+
 const KiB = 1024;
 const MiB = 1024 * KiB;
 
@@ -21,11 +23,25 @@ const MAX_IDLE_BYTES = 16 * MiB;
 /** Bytes that all replies too long for {@link SIZES} may hold at one time, over all clients. */
 const MAX_LARGE_BYTES = 64 * MiB;
 
-/** Buffers for replies, shared by all clients of a server. */
+/** Bytes that payloads which are still arriving may hold in large buffers, over all clients. */
+const MAX_INPUT_BYTES = 64 * MiB;
+/** What a payload has in any case. */
+const MIN_INPUT_BYTES = 64 * KiB;
+/** Bytes in use above which each client has to do with less. */
+const TIGHT_BYTES = 256 * MiB;
+
+/** Buffers for replies and payloads, shared by all clients of a server. */
 export class BufferPool {
   readonly #idle = new Map<number, Uint8Array[]>(SIZES.map((size) => [size, []]));
   #idleBytes = 0;
   #largeBytes = 0;
+  #inputBytes = 0;
+  #usedBytes = 0;
+
+  /** Whether so much is in use that no client may hold more than it needs to go on. */
+  get isTight(): boolean {
+    return this.#usedBytes > TIGHT_BYTES;
+  }
 
   /**
    * A buffer of at least `length` bytes, with anything in it.
@@ -36,9 +52,13 @@ export class BufferPool {
     if (size === undefined) {
       // One is always let through, so that the limit cannot shut a request out.
       if (this.#largeBytes > 0 && this.#largeBytes + length > MAX_LARGE_BYTES) return undefined;
+      if (this.isTight) return undefined;
       this.#largeBytes += length;
+      this.#usedBytes += length;
       return Buffer.allocUnsafeSlow(length);
     }
+    if (this.isTight && length > MAX_PACKED_BYTES) return undefined;
+    this.#usedBytes += size;
     const buffer = this.#idle.get(size)?.pop();
     if (buffer === undefined) return Buffer.allocUnsafeSlow(size);
     this.#idleBytes -= size;
@@ -47,6 +67,7 @@ export class BufferPool {
 
   /** Gives a buffer back that nobody reads any more. */
   give(buffer: Uint8Array): void {
+    this.#usedBytes -= buffer.length;
     const idle = this.#idle.get(buffer.length);
     if (idle === undefined) {
       this.#largeBytes -= buffer.length;
@@ -54,6 +75,24 @@ export class BufferPool {
       this.#idleBytes += buffer.length;
       idle.push(buffer);
     }
+  }
+
+  /**
+   * A buffer for a payload that is still arriving: for all of `length` bytes as long as there is
+   * memory, otherwise for a part of them. Give it back with {@link giveInput}.
+   */
+  takeInput(length: number): Uint8Array {
+    const isShort = this.isTight || this.#inputBytes + length > MAX_INPUT_BYTES;
+    const buffer = this.take(isShort ? Math.min(length, MIN_INPUT_BYTES) : length);
+    assert(buffer !== undefined, 'only what is longer than a packed reply is ever refused');
+    this.#inputBytes += buffer.length;
+    return buffer;
+  }
+
+  /** Gives a buffer of {@link takeInput} back. */
+  giveInput(buffer: Uint8Array): void {
+    this.#inputBytes -= buffer.length;
+    this.give(buffer);
   }
 }
 

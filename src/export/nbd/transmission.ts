@@ -1,39 +1,40 @@
 /**
- * The transmission phase, server's side, for exports that are read: requests in, simple replies
- * out, in the order of the requests.
+ * The transmission phase, server's side: requests in, replies out.
  *
  * A state machine over bytes that knows nothing of sockets. `run` handles requests until there
  * are no more, or the client must read its replies first, or it is another client's turn.
+ *
+ * Devices are synchronous: what is done at once is answered in the order of the requests. Trimming,
+ * zeroing and reading ahead are done a piece at a time, between the other requests, and answered
+ * when they are done.
  *
  * Specification: `doc/proto.md`, "Transmission" and "Request types".
  */
 
 import type { BlockDevice } from '../../device/block-device.ts';
-import type { DirectSocket } from '../../host/sendfile.ts';
-import { readU16, readU32 } from '../../util/bytes.ts';
-import {
-  Command,
-  MessageSize,
-  NBD_MAX_PAYLOAD,
-  NBD_REQUEST_MAGIC,
-  NbdError,
-  requestOffset,
-  writeSimpleReply,
-} from './protocol.ts';
-import type { ReplyWriter } from './reply-writer.ts';
+import { readU32 } from '../../util/bytes.ts';
+import { answerBlockStatus } from './block-status.ts';
+import { failureOf, Failures } from './failure.ts';
+import type { Failure } from './failure.ts';
+import { HeaderSize, NBD_EXTENDED_REQUEST_MAGIC, NBD_REQUEST_MAGIC, Request } from './headers.ts';
+import type { HeaderStyle } from './headers.ts';
+import { IncomingWrite } from './incoming-write.ts';
+import type { MetaContext } from './meta-contexts.ts';
+import { Command, CommandFlag, NBD_MAX_PAYLOAD } from './protocol.ts';
+import { RangeTask } from './range-task.ts';
+import { Reads } from './reads.ts';
+import type { DirectOutput } from './reads.ts';
+import { Replies } from './replies.ts';
+import type { BufferPool, ReplyWriter } from './reply-writer.ts';
 
-/** Cost, in bytes read, that a client may cause before it is another client's turn. */
+export type { DirectOutput } from './reads.ts';
+
+/** Cost, in bytes read or written, that a client may cause before it is another client's turn. */
 const TURN_BYTES = 512 * 1024;
-/** Cost of a byte that the host sends from its file, which takes no copying. */
-const DIRECT_COST = 0.25;
-/** Cost of a request besides the bytes that it reads. */
+/** Cost of a request besides the bytes that it reads or writes. */
 const REQUEST_COST = 2048;
-/** Bytes of a piece of a reply that is sent in pieces, or of a range that is read ahead. */
-const PIECE_BYTES = 256 * 1024;
-/** Shortest read whose bytes are sent from the host file; for less, copying is cheaper. */
-const MIN_DIRECT_BYTES = 32 * 1024;
-/** Bytes that go through the socket's stream when the socket is full, to learn when it is not. */
-const WAKING_BYTES = 4 * 1024;
+/** Requests under way that take more than one turn; the next one waits. */
+const MAX_TASKS = 16;
 
 /** Why {@link Transmission.run} returned. */
 export type TransmissionResult =
@@ -48,45 +49,26 @@ export type TransmissionResult =
   /** The client broke the protocol, or a reply cannot be completed: {@link Transmission.problem}. */
   | 'violation';
 
-/** What is used of a {@link DirectSocket}. */
-export type DirectOutput = Pick<
-  DirectSocket,
-  'isUsable' | 'isReady' | 'reaches' | 'send' | 'sendFile'
->;
-
 /** What a transmission needs from its connection. */
 export interface TransmissionContext {
   readonly writer: ReplyWriter;
+  readonly pool: BufferPool;
+  /** Whether the client may write (default false). */
+  readonly isWritable?: boolean;
+  /** Headers that were agreed on (default `simple`). */
+  readonly style?: HeaderStyle;
+  /** Metadata contexts that were agreed on. */
+  readonly contexts?: readonly MetaContext[];
   /** Whether as many bytes are on their way to the client as may be. */
   readonly isFull: () => boolean;
   /** The way into the client's socket beside its stream, if there is one. */
   readonly direct?: () => DirectOutput | undefined;
-  /** Told about reads that failed; the client sees `NBD_EIO`. */
-  readonly onReadError: (error: unknown) => void;
+  /** Told about what failed; the client sees an error of the protocol. */
+  readonly onError: (error: unknown) => void;
 }
 
-/** Work for one request that takes more than one turn. */
-interface Job {
-  /**
-   * `stream` sends what it reads, `direct` has the host send it from its file, `cache` only reads
-   * it, so that the next read is quick.
-   */
-  kind: 'stream' | 'direct' | 'cache';
-  /** The request, for its cookie. */
-  request: Uint8Array;
-  /** What of the reply's header has not been sent. */
-  header: Uint8Array;
-  offset: number;
-  remaining: number;
-}
-
-const NOTHING = new Uint8Array(0);
-
-/**
- * Devices where a read failed in the middle of a reply, which cost the client its connection: from
- * then on they are read before the reply begins, so that it can say `NBD_EIO`.
- */
-const failedDevices = new WeakSet<BlockDevice>();
+const { NBD_CMD_FLAG_FUA, NBD_CMD_FLAG_NO_HOLE, NBD_CMD_FLAG_DF } = CommandFlag;
+const { NBD_CMD_FLAG_REQ_ONE, NBD_CMD_FLAG_FAST_ZERO, NBD_CMD_FLAG_PAYLOAD_LEN } = CommandFlag;
 
 /** One client's requests to one export. */
 export class Transmission {
@@ -96,17 +78,36 @@ export class Transmission {
   problem = '';
   readonly #device: BlockDevice;
   readonly #size: number;
-  readonly #writer: ReplyWriter;
+  readonly #style: HeaderStyle;
+  readonly #isWritable: boolean;
   readonly #context: TransmissionContext;
-  #job: Job | undefined;
-  /** A write request whose payload is still arriving, and how much of it. */
-  #refusedWrite: { request: Uint8Array; remaining: number } | undefined;
+  readonly #replies: Replies;
+  readonly #reads: Reads;
+  readonly #request = new Request();
+  readonly #magic: number;
+  readonly #headerBytes: number;
+  /** Flags that any command may have. */
+  readonly #commonFlags: number;
+  /** A request whose payload is still arriving. */
+  #incoming: IncomingWrite | undefined;
+  /** Requests that are being worked on a piece at a time, oldest first. */
+  readonly #tasks: RangeTask[] = [];
+  #isLeaving = false;
 
   constructor(device: BlockDevice, context: TransmissionContext) {
+    const { writer, style = 'simple', isWritable = false, direct, onError } = context;
     this.#device = device;
     this.#size = device.size;
-    this.#writer = context.writer;
+    this.#style = style;
     this.#context = context;
+    this.#replies = new Replies(writer, style);
+    this.#reads = new Reads({ device, replies: this.#replies, direct, onError });
+    const isExtended = style === 'extended';
+    this.#magic = isExtended ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC;
+    this.#headerBytes = isExtended ? HeaderSize.extendedRequest : HeaderSize.request;
+    // Whoever is told that there is such a flag may set it on every command.
+    this.#isWritable = isWritable && !device.readOnly;
+    this.#commonFlags = this.#isWritable ? NBD_CMD_FLAG_FUA : 0;
   }
 
   /**
@@ -116,235 +117,261 @@ export class Transmission {
   run(input: Uint8Array, start: number): TransmissionResult {
     this.position = start;
     const result = this.#run(input);
-    this.#writer.flush();
+    this.#replies.writer.flush();
     return result;
+  }
+
+  /** Gives back what is held for requests that were not finished. */
+  close(): void {
+    this.#incoming?.release();
+    this.#tasks.length = 0;
   }
 
   #run(input: Uint8Array): TransmissionResult {
     for (let cost = 0; ;) {
       if (this.#context.isFull()) return 'blocked';
-      if (cost >= TURN_BYTES) return 'yield';
-      if (this.#job !== undefined) {
-        const job = this.#job;
-        const before = job.remaining;
-        const byteCost = job.kind === 'direct' ? DIRECT_COST : 1;
-        const result = this.#continueJob(job);
-        if (result !== undefined) return result;
-        cost += REQUEST_COST + (before - job.remaining) * byteCost;
+      if (cost >= TURN_BYTES) return this.#endTurn();
+      cost += REQUEST_COST;
+      if (this.#reads.isBusy) {
+        const progress = this.#reads.continue();
+        cost += this.#reads.cost;
+        if (progress === 'blocked') return 'blocked';
+        if (progress === 'broken')
+          return this.#violation('a read failed in the middle of its reply');
         continue;
       }
-      if (this.#refusedWrite !== undefined && !this.#skipPayload(this.#refusedWrite, input)) {
-        return 'wait';
+      if (this.#incoming !== undefined) {
+        const before = this.position;
+        const isComplete = this.#receive(this.#incoming, input);
+        cost += this.position - before;
+        if (!isComplete) return this.#rest();
+        continue;
       }
       const at = this.position;
-      if (input.length - at < MessageSize.request) return 'wait';
-      if (readU32(input, at) !== NBD_REQUEST_MAGIC) {
+      const mustFinish = this.#isLeaving || this.#tasks.length >= MAX_TASKS;
+      if (mustFinish || input.length - at < this.#headerBytes) return this.#rest();
+      if (readU32(input, at) !== this.#magic) {
         return this.#violation('a request does not begin with NBD_REQUEST_MAGIC');
       }
-      const type = readU16(input, at + 6);
-      if (type === Command.NBD_CMD_DISC) return 'disconnect';
-      const length = readU32(input, at + 24);
-      if (type === Command.NBD_CMD_READ) {
-        cost += REQUEST_COST + this.#read(input, length);
+      const request = this.#request;
+      request.load(input, at, this.#style);
+      this.position = at + this.#headerBytes;
+      const problem = this.#payloadViolation(request);
+      if (problem !== undefined) return this.#violation(problem);
+      if (request.type === Command.NBD_CMD_READ) {
+        this.#read(request, input.length - at);
+        cost += this.#reads.cost;
+      } else if (request.type === Command.NBD_CMD_DISC) {
+        this.#isLeaving = true;
       } else {
-        cost += REQUEST_COST;
-        if (type === Command.NBD_CMD_WRITE && length > NBD_MAX_PAYLOAD) {
-          return this.#violation(`a write announces ${length} bytes`);
-        }
-        this.#other(type, input, length);
+        cost += this.#other(request);
       }
-      this.position = at + MessageSize.request;
     }
   }
 
-  /** Answers the read at {@link position}; returns how many bytes that took from the device. */
-  #read(input: Uint8Array, length: number): number {
-    const at = this.position;
-    const offset = requestOffset(input, at);
-    const flags = readU16(input, at + 4);
-    if (flags !== 0 || length > NBD_MAX_PAYLOAD || offset + length > this.#size) {
-      this.#reply(input, at, NbdError.NBD_EINVAL);
-      return 0;
-    }
-    if (length >= MIN_DIRECT_BYTES && this.#canSendDirectly(offset, length)) {
-      this.#startJob('direct', input, at);
-      return 0;
-    }
-    const total = MessageSize.simpleReply + length;
-    const pending = Math.floor((input.length - at) / MessageSize.request);
-    const writer = this.#writer;
-    if (!writer.reserve(total, total * pending)) {
-      this.#startJob('stream', input, at);
-      return 0;
-    }
-    const { buffer, position } = writer;
+  /** Works on what takes long; the result when there is nothing else to do. */
+  #rest(): TransmissionResult {
+    if (this.#tasks.length === 0) return this.#isLeaving ? 'disconnect' : 'wait';
+    return this.#endTurn();
+  }
+
+  #endTurn(): TransmissionResult {
+    const task = this.#tasks.shift();
+    if (task !== undefined) this.#step(task);
+    return 'yield';
+  }
+
+  #step(task: RangeTask): void {
+    const { request } = task;
     try {
-      const payload = buffer.subarray(position + MessageSize.simpleReply, position + total);
-      if (length > 0) this.#device.read(payload, offset);
-    } catch (error) {
-      this.#context.onReadError(error);
-      this.#reply(input, at, NbdError.NBD_EIO);
-      return length;
-    }
-    writeSimpleReply(buffer, position, { error: 0, request: input, requestAt: at });
-    writer.commit(total);
-    return length;
-  }
-
-  /** Answers a request that is neither a read nor a disconnect. */
-  #other(type: number, input: Uint8Array, length: number): void {
-    const at = this.position;
-    switch (type) {
-      case Command.NBD_CMD_WRITE: {
-        const request = copyRequest(input, at);
-        this.#refusedWrite = { request, remaining: length };
+      if (!task.step()) {
+        this.#tasks.push(task);
         return;
       }
+      this.#flushFor(request);
+    } catch (error) {
+      this.#fail(request, error);
+      return;
+    }
+    this.#replies.done(request);
+  }
+
+  /** Answers a read, or begins to. */
+  #read(request: Request, arrivedBytes: number): void {
+    const allowed = this.#commonFlags | (this.#style === 'simple' ? 0 : NBD_CMD_FLAG_DF);
+    const failure =
+      this.#payloadProblem(request) ??
+      (request.length > NBD_MAX_PAYLOAD
+        ? Failures.tooLong
+        : this.#problem(request, allowed, Failures.beyondEnd));
+    if (failure === undefined) {
+      this.#reads.start(request, Math.floor(arrivedBytes / this.#headerBytes));
+    } else {
+      this.#reads.cost = 0;
+      this.#refuse(request, failure);
+    }
+  }
+
+  /** Answers any other request, or begins to; returns what that cost. */
+  #other(request: Request): number {
+    switch (request.type) {
+      case Command.NBD_CMD_WRITE:
+        this.#write(request);
+        return 0;
+      case Command.NBD_CMD_FLUSH:
+        this.#flush(request);
+        return 0;
       case Command.NBD_CMD_TRIM:
-      case Command.NBD_CMD_WRITE_ZEROES:
-        this.#reply(input, at, NbdError.NBD_EPERM);
-        return;
-      case Command.NBD_CMD_FLUSH: {
-        const flags = readU16(input, at + 4);
-        const isPlain = flags === 0 && length === 0 && requestOffset(input, at) === 0;
-        // Nothing can have been written.
-        this.#reply(input, at, isPlain ? 0 : NbdError.NBD_EINVAL);
-        return;
+        return this.#change(request, { flags: 0, beyond: Failures.beyondEnd });
+      case Command.NBD_CMD_WRITE_ZEROES: {
+        const flags = NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO;
+        return this.#change(request, { flags, beyond: Failures.noRoom });
       }
       case Command.NBD_CMD_CACHE: {
-        const offset = requestOffset(input, at);
-        if (readU16(input, at + 4) !== 0 || offset + length > this.#size) {
-          this.#reply(input, at, NbdError.NBD_EINVAL);
-          return;
-        }
-        this.#startJob('cache', input, at);
-        return;
+        const failure =
+          this.#payloadProblem(request) ??
+          this.#problem(request, this.#commonFlags, Failures.beyondEnd);
+        return failure === undefined ? this.#begin(request) : this.#refuse(request, failure);
       }
+      case Command.NBD_CMD_BLOCK_STATUS:
+        this.#blockStatus(request);
+        return 0;
       default:
-        this.#reply(input, at, NbdError.NBD_EINVAL);
+        return this.#refuse(request, this.#payloadProblem(request) ?? Failures.unknownCommand);
     }
   }
 
-  /** Sends a reply without payload to the request at `at`. */
-  #reply(request: Uint8Array, at: number, error: number): void {
-    const writer = this.#writer;
-    const length = MessageSize.simpleReply;
-    if (!writer.reserve(length, length)) return;
-    writeSimpleReply(writer.buffer, writer.position, { error, request, requestAt: at });
-    writer.commit(length);
-  }
-
-  /** Drops payload of a write; false if more of it is to come. */
-  #skipPayload(write: { request: Uint8Array; remaining: number }, input: Uint8Array): boolean {
-    const skipped = Math.min(write.remaining, input.length - this.position);
-    write.remaining -= skipped;
-    this.position += skipped;
-    if (write.remaining > 0) return false;
-    this.#refusedWrite = undefined;
-    this.#reply(write.request, 0, NbdError.NBD_EPERM);
-    return true;
-  }
-
-  #startJob(kind: Job['kind'], input: Uint8Array, at: number): void {
-    const request = copyRequest(input, at);
-    const header = new Uint8Array(MessageSize.simpleReply);
-    writeSimpleReply(header, 0, { error: 0, request, requestAt: 0 });
-    const remaining = readU32(input, at + 24);
-    this.#job = { kind, request, header, offset: requestOffset(input, at), remaining };
-  }
-
-  /** Does one piece of a job; the result is not undefined if nothing more can be done now. */
-  #continueJob(job: Job): TransmissionResult | undefined {
-    let length = Math.min(job.remaining, PIECE_BYTES);
-    if (job.kind === 'direct') {
-      this.#writer.flush();
-      if (this.#context.direct?.()?.isReady === false) return 'blocked';
-      length = this.#sendDirectly(job);
-    }
-    if (length > 0 && !this.#readPiece(job, length)) return 'violation';
-    if (this.#job === undefined || job.remaining > 0) return undefined;
-    this.#job = undefined;
-    if (job.kind === 'cache') this.#reply(job.request, 0, 0);
+  /** What is wrong with the payload of a request so that what follows it cannot be found. */
+  #payloadViolation({ type, flags, length }: Request): string | undefined {
+    const isWrite = type === Command.NBD_CMD_WRITE;
+    const isAnnounced =
+      this.#style === 'extended' ? (flags & NBD_CMD_FLAG_PAYLOAD_LEN) !== 0 : isWrite;
+    if (isAnnounced && length > NBD_MAX_PAYLOAD) return `a request announces ${length} bytes`;
+    if (isWrite && !isAnnounced) return 'an extended write does not announce its payload';
     return undefined;
   }
 
-  /** Reads the next piece, and sends it; false if the reply has begun and cannot be completed. */
-  #readPiece(job: Job, length: number): boolean {
-    const writer = this.#writer;
-    const isSent = job.kind !== 'cache';
-    const header = isSent ? job.header.length : 0;
-    // The pool always has room for a piece: only whole large replies are ever refused.
-    writer.reserve(header + length, header + length);
-    const { buffer, position } = writer;
-    try {
-      this.#device.read(buffer.subarray(position + header, position + header + length), job.offset);
-    } catch (error) {
-      this.#context.onReadError(error);
-      this.#job = undefined;
-      if (job.header.length < MessageSize.simpleReply) {
-        failedDevices.add(this.#device);
-        this.problem = 'a read failed in the middle of its reply';
-        return false;
-      }
-      this.#reply(job.request, 0, NbdError.NBD_EIO);
+  #write(request: Request): void {
+    const isExtended = this.#style === 'extended';
+    const allowed = this.#commonFlags | (isExtended ? NBD_CMD_FLAG_PAYLOAD_LEN : 0);
+    const failure = this.#isWritable
+      ? this.#problem(request, allowed, Failures.noRoom)
+      : Failures.readOnly;
+    this.#expect(request, failure);
+  }
+
+  /** Takes the payload of a request, of which some, or none, may have arrived. */
+  #expect(request: Request, failure?: Failure): void {
+    const { pool, onError } = this.#context;
+    const context = { device: this.#device, pool, onError };
+    this.#incoming = new IncomingWrite(request, context, failure);
+  }
+
+  /** Takes payload from the input; false if more of it is to come. */
+  #receive(incoming: IncomingWrite, input: Uint8Array): boolean {
+    this.position += incoming.take(input.subarray(this.position));
+    if (incoming.remaining > 0) return false;
+    this.#incoming = undefined;
+    const { request, failure } = incoming;
+    if (failure !== undefined) {
+      this.#replies.error(request, failure);
       return true;
     }
-    if (isSent) {
-      buffer.set(job.header, position);
-      job.header = NOTHING;
-      writer.commit(header + length);
+    try {
+      this.#flushFor(request);
+    } catch (error) {
+      this.#fail(request, error);
+      return true;
     }
-    job.offset += length;
-    job.remaining -= length;
+    this.#replies.done(request);
     return true;
   }
 
-  /** Whether the host can send a range from its file. */
-  #canSendDirectly(offset: number, length: number): boolean {
-    const direct = this.#device.hostRange === undefined ? undefined : this.#context.direct?.();
-    if (direct?.isUsable !== true || failedDevices.has(this.#device)) return false;
-    try {
-      const range = this.#device.hostRange?.(offset, length);
-      return range !== undefined && direct.reaches(range.descriptor, range.hostOffset + length);
-    } catch {
-      // The ordinary way meets the same problem, and reports it.
-      return false;
-    }
+  /** Makes what a request wrote durable, if it asks for that. */
+  #flushFor({ flags, type }: Request): void {
+    if ((flags & NBD_CMD_FLAG_FUA) === 0 || type === Command.NBD_CMD_CACHE) return;
+    this.#device.flush();
   }
 
-  /**
-   * Has the host send the next bytes of a reply, as many as the socket takes.
-   * @returns how many bytes are to be read and sent after them
-   */
-  #sendDirectly(job: Job): number {
-    const direct = this.#context.direct?.();
-    if (direct !== undefined && job.header.length > 0) {
-      job.header = job.header.subarray(direct.send(job.header));
+  #flush(request: Request): void {
+    const { offset, length, flags } = request;
+    let failure = this.#payloadProblem(request);
+    if ((flags & ~this.#commonFlags) !== 0) failure ??= Failures.badFlags;
+    if (offset !== 0 || length !== 0) failure ??= Failures.badFlush;
+    if (failure !== undefined) {
+      this.#refuse(request, failure);
+      return;
     }
-    const wanted = Math.min(job.remaining, TURN_BYTES);
-    // Asked for each time: while the client was waited for, the device may have been closed.
-    const range = this.#device.hostRange?.(job.offset, wanted);
-    let sent = 0;
-    if (range !== undefined && job.header.length === 0) {
-      sent = direct?.sendFile(range.descriptor, range.hostOffset, wanted) ?? 0;
+    try {
+      this.#device.flush();
+    } catch (error) {
+      this.#fail(request, error);
+      return;
     }
-    job.offset += sent;
-    job.remaining -= sent;
-    if (sent === wanted) return 0;
-    if (range !== undefined && direct?.isUsable === true) {
-      return Math.min(job.remaining, WAKING_BYTES);
+    this.#replies.done(request);
+  }
+
+  /** Trims or zeroes, or begins to. */
+  #change(request: Request, { flags, beyond }: { flags: number; beyond: Failure }): number {
+    let failure = this.#payloadProblem(request);
+    if (!this.#isWritable) failure ??= Failures.readOnly;
+    failure ??= this.#problem(request, this.#commonFlags | flags, beyond);
+    const mustBeFast = (request.flags & NBD_CMD_FLAG_FAST_ZERO) !== 0;
+    if (mustBeFast && this.#device.zeroesFast !== true) failure ??= Failures.notFast;
+    return failure === undefined ? this.#begin(request) : this.#refuse(request, failure);
+  }
+
+  /** Does what can be done in one step at once; returns what that cost. */
+  #begin(request: Request): number {
+    const task = new RangeTask(request, this.#device);
+    if (task.isLong) this.#tasks.push(task);
+    else this.#step(task);
+    return task.stepCost;
+  }
+
+  #blockStatus(request: Request): void {
+    const allowed = this.#commonFlags | NBD_CMD_FLAG_REQ_ONE;
+    let failure = this.#payloadProblem(request);
+    failure ??= this.#problem(request, allowed, Failures.beyondEnd);
+    if (request.length === 0) failure ??= Failures.nothing;
+    if (failure !== undefined) {
+      this.#refuse(request, failure);
+      return;
     }
-    job.kind = 'stream';
-    return Math.min(job.remaining, PIECE_BYTES);
+    const { contexts = [], onError } = this.#context;
+    answerBlockStatus(request, {
+      device: this.#device,
+      replies: this.#replies,
+      contexts,
+      onError,
+    });
+  }
+
+  /** What is wrong with the flags or the range of a request. */
+  #problem(request: Request, flags: number, beyond: Failure): Failure | undefined {
+    if ((request.flags & ~flags) !== 0) return Failures.badFlags;
+    return request.offset + request.length > this.#size ? beyond : undefined;
+  }
+
+  /** The failure of a request that has a payload though its command takes none. */
+  #payloadProblem({ flags }: Request): Failure | undefined {
+    const hasPayload = this.#style === 'extended' && (flags & NBD_CMD_FLAG_PAYLOAD_LEN) !== 0;
+    return hasPayload ? Failures.badPayload : undefined;
+  }
+
+  #refuse(request: Request, failure: Failure): number {
+    if (failure === Failures.badPayload) this.#expect(request, failure);
+    else this.#replies.error(request, failure);
+    return 0;
+  }
+
+  #fail(request: Request, error: unknown): void {
+    this.#context.onError(error);
+    this.#replies.error(request, failureOf(error));
   }
 
   #violation(problem: string): TransmissionResult {
     this.problem = problem;
     return 'violation';
   }
-}
-
-/** A request for later; `slice` of a Buffer would keep all that arrived with it. */
-function copyRequest(input: Uint8Array, at: number): Uint8Array {
-  return new Uint8Array(input.subarray(at, at + MessageSize.request));
 }

@@ -94,9 +94,10 @@ function answer(input: Uint8Array, device: HostedDevice, socket: FakeSocket) {
   const errors: unknown[] = [];
   const transmission = new Transmission(device, {
     writer,
+    pool,
     isFull: () => false,
     direct: () => socket,
-    onReadError: (error) => errors.push(error),
+    onError: (error) => errors.push(error),
   });
   let result;
   do {

@@ -5,6 +5,7 @@ import type { BlockDevice } from '../../../src/device/block-device.ts';
 import { Qcow2Error } from '../../../src/errors.ts';
 import { BufferPool, ReplyWriter } from '../../../src/export/nbd/reply-writer.ts';
 import { Transmission } from '../../../src/export/nbd/transmission.ts';
+import { talk } from './session.ts';
 import { CMD, EINVAL, EIO, EPERM, pattern, request, simpleReply } from './wire.ts';
 import type { RequestFields } from './wire.ts';
 
@@ -28,46 +29,6 @@ class FailingDevice extends MemoryDevice {
     }
     super.read(target, offset);
   }
-}
-
-interface Session {
-  sent: Buffer;
-  result: string;
-  errors: string[];
-  /** Buffers that were sent. */
-  writes: number;
-  problem: string;
-}
-
-/** Plays a client whose bytes arrive in `chunks`, and which reads all replies at once. */
-function talk(
-  chunks: readonly Uint8Array[],
-  device: BlockDevice,
-  pool = new BufferPool(),
-): Session {
-  const sent: Buffer[] = [];
-  const errors: string[] = [];
-  const writer = new ReplyWriter(pool, (buffer, length) => {
-    sent.push(Buffer.from(buffer.subarray(0, length)));
-    pool.give(buffer);
-  });
-  const transmission = new Transmission(device, {
-    writer,
-    isFull: () => false,
-    onReadError: (error) => errors.push((error as Error).message),
-  });
-  let input = Buffer.alloc(0);
-  let result = 'wait';
-  for (const chunk of chunks) {
-    input = Buffer.concat([input, chunk]);
-    do {
-      result = transmission.run(input, 0);
-      input = input.subarray(transmission.position);
-    } while (result === 'yield');
-    if (result !== 'wait') break;
-  }
-  const { problem } = transmission;
-  return { sent: Buffer.concat(sent), result, errors, writes: sent.length, problem };
 }
 
 function answer(fields: RequestFields, device: BlockDevice = new MemoryDevice(DISK)): Buffer {
@@ -282,7 +243,7 @@ describe('turns', () => {
       pool.give(buffer);
     });
     return {
-      transmission: new Transmission(device, { writer, isFull, onReadError: () => 0 }),
+      transmission: new Transmission(device, { writer, pool, isFull, onError: () => 0 }),
       replies,
     };
   }

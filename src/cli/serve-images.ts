@@ -1,0 +1,96 @@
+/** The images that `qcow2 serve` opens, as its options say. */
+
+import { basename, extname } from 'node:path';
+import type { OpenImageOptions } from '../chain/open.ts';
+import { imageExports } from '../export/nbd/image-exports.ts';
+import type { ImageExports, WriteTarget } from '../export/nbd/image-exports.ts';
+import { usageError } from './command.ts';
+import type { ParsedArguments } from './command.ts';
+import { numberOption, SERVED_FORMATS } from './serve-options.ts';
+
+/**
+ * Opens all images. Closing closes all of them, whatever happens, and throws the first error.
+ * @throws {Qcow2Error} what opening one throws; all are closed then
+ */
+export async function openImages(args: ParsedArguments): Promise<ImageExports> {
+  const paths = args.operands;
+  const opened: ImageExports[] = [];
+  const partition = numberOption(args, 'partition', { minimum: 1, maximum: 65_535 });
+  for (const option of ['name', 'description', 'overlay']) {
+    if (args.value(option) !== undefined && paths.length > 1) {
+      throw usageError(`--${option} can be given for one image only`);
+    }
+  }
+  const names = exportNames(paths, args.value('name'));
+  const options = {
+    description: args.value('description'),
+    snapshot: args.value('snapshot'),
+    partition,
+    writes: writeTarget(args),
+    bitmaps: args.list('bitmap'),
+    open: openOptions(args),
+  };
+  try {
+    for (const [index, path] of paths.entries()) {
+      opened.push(await imageExports(path, { ...options, name: names[index]! }));
+    }
+  } catch (error) {
+    closeAll(opened);
+    throw error;
+  }
+  return { exports: opened.flatMap(({ exports }) => exports), close: () => closeAll(opened) };
+}
+
+/**
+ * Where writes go.
+ * @throws {Qcow2Error} `INVALID_OPTION` for options that contradict each other
+ */
+export function writeTarget(args: ParsedArguments): WriteTarget {
+  const overlay = args.value('overlay');
+  const given = [
+    ...['read-only', 'rw', 'temp'].filter((name) => args.flag(name)),
+    ...(overlay === undefined ? [] : ['overlay']),
+  ];
+  if (given.length > 1) {
+    throw usageError(`--${given[0]} and --${given[1]} cannot be used together`);
+  }
+  if (overlay === '') throw usageError('--overlay needs a file name');
+  if (overlay !== undefined) return { overlay };
+  if (args.flag('rw')) return 'image';
+  return args.flag('temp') ? 'temporary' : 'nowhere';
+}
+
+function closeAll(images: readonly ImageExports[]): void {
+  const errors: unknown[] = [];
+  for (const image of images) {
+    try {
+      image.close();
+    } catch (error) {
+      errors.push(error);
+    }
+  }
+  if (errors.length > 0) throw errors[0];
+}
+
+/** Names of the disks: the files' without extension, or with it where that tells them apart. */
+function exportNames(paths: readonly string[], name: string | undefined): string[] {
+  if (name !== undefined) return paths.map(() => name);
+  const short = paths.map((path) => basename(path, extname(path)));
+  if (new Set(short).size === paths.length) return short;
+  const long = paths.map((path) => basename(path));
+  if (new Set(long).size === paths.length) return long;
+  throw usageError('two images have the same file name, by which their exports would be called');
+}
+
+function openOptions(args: ParsedArguments): OpenImageOptions {
+  const options: OpenImageOptions = {};
+  if (args.value('format') !== undefined) {
+    options.format = args.choice('format', SERVED_FORMATS, 'raw');
+  }
+  if (args.value('backing-format') !== undefined) {
+    options.backingFormat = args.choice('backing-format', SERVED_FORMATS, 'raw');
+  }
+  if (args.flag('allow-protocol-names')) options.allowProtocolNames = true;
+  if (args.flag('force-share')) options.forceShare = true;
+  return options;
+}

@@ -1,0 +1,129 @@
+/** The options of `qcow2 serve`. */
+
+import { NBD_DEFAULT_PORT } from '../export/nbd/protocol.ts';
+import { usageError } from './command.ts';
+import type { OptionDefinition, ParsedArguments } from './command.ts';
+import { FORCE_SHARE_OPTION } from './image-options.ts';
+
+/** The formats that images can be said to have. */
+export const SERVED_FORMATS = ['qcow2', 'raw'] as const;
+
+const IMAGE_OPTIONS = {
+  name: {
+    kind: 'value',
+    short: 'x',
+    placeholder: 'EXPORT',
+    description: "name of the disk's export (default: the image's name)",
+  },
+  description: {
+    kind: 'value',
+    short: 'D',
+    placeholder: 'TEXT',
+    description: "description of the disk's export",
+  },
+  snapshot: {
+    kind: 'value',
+    placeholder: 'ID',
+    description: 'serve an internal snapshot, by ID or name, as the disk',
+  },
+  partition: {
+    kind: 'value',
+    placeholder: 'N',
+    description: 'serve one partition in place of the disk',
+  },
+  bitmap: {
+    kind: 'list',
+    short: 'B',
+    placeholder: 'NAME',
+    description: 'let clients ask for a dirty bitmap, as qemu:dirty-bitmap:NAME; can be repeated',
+  },
+  'read-only': { kind: 'flag', short: 'r', description: 'refuse writes; this is the default' },
+  rw: { kind: 'flag', description: 'let clients write to the image' },
+  temp: { kind: 'flag', description: 'let clients write, and forget it all at the end' },
+  overlay: {
+    kind: 'value',
+    placeholder: 'FILE',
+    description: 'keep writes in FILE, an overlay of the image; made if missing',
+  },
+  format: {
+    kind: 'value',
+    short: 'f',
+    placeholder: 'FMT',
+    description: 'format of the images; found out if not given',
+    choices: SERVED_FORMATS,
+  },
+  'backing-format': {
+    kind: 'value',
+    placeholder: 'FMT',
+    description: 'format of a backing file that the image does not tell',
+    choices: SERVED_FORMATS,
+  },
+  'allow-protocol-names': {
+    kind: 'flag',
+    description: 'take json: and PROTOCOL: names of backing files for file names',
+  },
+  ...FORCE_SHARE_OPTION,
+} as const satisfies Record<string, OptionDefinition>;
+
+const SOCKET_OPTIONS = {
+  socket: {
+    kind: 'value',
+    short: 'k',
+    placeholder: 'PATH',
+    description: 'listen on a Unix socket, which is removed at the end',
+  },
+  port: {
+    kind: 'value',
+    short: 'p',
+    placeholder: 'N',
+    description: `listen on TCP (default ${NBD_DEFAULT_PORT}; 0 takes a free port)`,
+  },
+  bind: {
+    kind: 'value',
+    short: 'b',
+    placeholder: 'ADDR',
+    description: 'address to listen on (default localhost, IPv4 and IPv6)',
+  },
+} as const satisfies Record<string, OptionDefinition>;
+
+const SERVER_OPTIONS = {
+  'max-clients': {
+    kind: 'value',
+    short: 'e',
+    placeholder: 'N',
+    description: 'clients at one time (default 64)',
+  },
+  'pid-file': {
+    kind: 'value',
+    placeholder: 'FILE',
+    description: 'write the process ID to a file once clients can connect',
+  },
+  verbose: { kind: 'flag', short: 'v', description: 'tell which clients come and go' },
+  output: {
+    kind: 'value',
+    placeholder: 'FMT',
+    description: 'print addresses and exports as text or as one line of JSON',
+    choices: ['human', 'json'],
+  },
+} as const satisfies Record<string, OptionDefinition>;
+
+/** All of them, as the help lists them. */
+export const SERVE_OPTIONS = { ...IMAGE_OPTIONS, ...SOCKET_OPTIONS, ...SERVER_OPTIONS };
+
+/**
+ * The value of an option that is a whole number.
+ * @throws {Qcow2Error} `INVALID_OPTION`
+ */
+export function numberOption(
+  args: ParsedArguments,
+  name: string,
+  { minimum, maximum }: { minimum: number; maximum: number },
+): number | undefined {
+  const text = args.value(name);
+  if (text === undefined) return undefined;
+  const value = /^\d{1,15}$/.test(text) ? Number(text) : -1;
+  if (value < minimum || value > maximum) {
+    throw usageError(`--${name} must be a number from ${minimum} to ${maximum}, not '${text}'`);
+  }
+  return value;
+}
