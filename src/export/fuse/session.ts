@@ -131,6 +131,8 @@ export class FuseSession {
   serve(channel: RequestChannel, shouldStop: () => boolean = () => false): void {
     const { request, reply } = this;
     const { disk } = this.#tree;
+    const writes = this.#writes;
+    if (writes !== undefined) writes.answersEarly = true;
     while (!shouldStop()) {
       const length = channel.receive(
         request.bytes,
@@ -144,6 +146,7 @@ export class FuseSession {
       request.length = length;
       const replyLength = this.handle();
       if (replyLength !== NO_REPLY) channel.send(reply.bytes, replyLength);
+      writes?.complete();
       if (request.opcode === Opcode.INIT) this.#options.onReady?.();
       else if (disk?.isFlushOverdue === true) this.#flushUnasked();
     }
@@ -227,6 +230,8 @@ export class FuseSession {
         return writes?.fallocate() ?? this.#finish(Errno.EROFS);
       case Opcode.FSYNC:
         return writes?.sync() ?? this.#finish(Errno.ENOSYS);
+      case Opcode.FLUSH:
+        return writes?.flush() ?? this.#finish(Errno.ENOSYS);
       case Opcode.WRITE:
         return this.#finish(Errno.EROFS);
       case Opcode.COPY_FILE_RANGE:
@@ -245,7 +250,7 @@ export class FuseSession {
       case Opcode.TMPFILE:
         return this.#finish(writes === undefined ? Errno.EROFS : Errno.EPERM);
       default:
-        // The kernel remembers it and does not ask again. For GETXATTR, LISTXATTR, FLUSH, ACCESS
+        // The kernel remembers it and does not ask again. For GETXATTR, LISTXATTR, ACCESS
         // and INTERRUPT that saves every later request; all its defaults are what we want.
         return this.#finish(Errno.ENOSYS);
     }

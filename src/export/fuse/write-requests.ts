@@ -5,6 +5,10 @@
  * ENOSPC, or cut there; a truncation, and with it opening with O_TRUNC, is refused, since it would
  * lose the disk. That the size is never the kernel's to change is also why its writeback cache is
  * not used: with it, a program that writes until the disk is full would never be told that it is.
+ *
+ * A buffered write is answered before it is done, so that the program goes on while its bytes are
+ * stored; every later request waits until they are. Should that fail, the next write, fsync(2) or
+ * close(2) is told. Writes with O_DIRECT are answered when they are done.
  */
 
 import { Errno, errnoOf } from './errno.ts';
@@ -43,6 +47,16 @@ interface FileSpan {
 /** See the head of this file. Each method answers a request, and returns the bytes of the reply. */
 export class WriteRequests {
   readonly #parts: WriteRequestParts;
+  /** Whether {@link complete} will be called after each reply. */
+  answersEarly = false;
+  /** A write that has been answered and is not done yet. */
+  readonly #late: { node: FileNode | undefined; source: Uint8Array; offset: number } = {
+    node: undefined,
+    source: new Uint8Array(0),
+    offset: 0,
+  };
+  /** The error of such a write, for whoever is to be told. */
+  #lateErrno = 0;
 
   constructor(parts: WriteRequestParts) {
     this.#parts = parts;
@@ -60,17 +74,39 @@ export class WriteRequests {
     if (length === 0 && wanted > 0) return this.#finish(Errno.ENOSPC);
     const source = request.written(length);
     if (source === undefined) return this.#finish(Errno.EINVAL);
-    let errno = 0;
-    try {
-      node.disk.write(source, node.offset + offset);
-    } catch (error) {
-      errno = this.#failed(node, error);
-    }
+    if (this.#lateErrno !== 0) return this.#finish(this.#takeLateErrno());
     const isFromCache = (request.u32(Argument.writeFlags) & WriteFlag.CACHE) !== 0;
     const isDirect = (request.u32(Argument.writeOpenFlags) & O_DIRECT) !== 0;
-    if (!isDirect) node.disk.noteCached(node);
+    if (!isDirect) {
+      node.disk.noteCached(node);
+      if (this.answersEarly && this.#isSeenAlone(node, offset, length)) {
+        const late = this.#late;
+        late.node = node;
+        late.source = source;
+        late.offset = offset;
+        return this.#finish(0, reply.putWritten(length));
+      }
+    }
+    const errno = this.#store(node, source, offset);
     const replyLength = this.#finish(errno, errno === 0 ? reply.putWritten(length) : 0);
     return this.#afterChange({ node, offset, length }, !isFromCache, replyLength);
+  }
+
+  /** Does what has been answered already; to be called before the next request is received. */
+  complete(): void {
+    const { node, source, offset } = this.#late;
+    if (node === undefined) return;
+    this.#late.node = undefined;
+    this.#lateErrno = this.#store(node, source, offset);
+  }
+
+  /**
+   * Closing a file: tells of a write that failed after it was answered. It may be a reader who
+   * closes, so that fsync(2) is told again.
+   */
+  flush(): number {
+    const node = this.#writableNode();
+    return this.#finish(typeof node === 'number' ? 0 : this.#lateErrno);
   }
 
   /** Holes and zeroes; reserving space is accepted, though an image gives no guarantee for it. */
@@ -135,7 +171,7 @@ export class WriteRequests {
     if (node.kind !== 'file' || !node.isWritable) return this.#finish(0);
     try {
       tree.disk!.flush();
-      return this.#finish(0);
+      return this.#finish(this.#takeLateErrno());
     } catch (error) {
       return this.#finish(this.#failed(node, error));
     }
@@ -149,6 +185,27 @@ export class WriteRequests {
     return node.isWritable
       ? (node as FileNode & { disk: NonNullable<FileNode['disk']> })
       : Errno.EROFS;
+  }
+
+  #store(node: FileNode, source: Uint8Array, offset: number): number {
+    try {
+      node.disk!.write(source, node.offset + offset);
+      return 0;
+    } catch (error) {
+      return this.#failed(node, error);
+    }
+  }
+
+  #takeLateErrno(): number {
+    const errno = this.#lateErrno;
+    this.#lateErrno = 0;
+    return errno;
+  }
+
+  /** Whether the kernel has pages of no other file that shows these bytes. */
+  #isSeenAlone(node: FileNode, offset: number, length: number): boolean {
+    const range = { offset: node.offset + offset, length };
+    return node.disk!.othersAt(node, range).length === 0;
   }
 
   /** Has the kernel drop what it holds of the same bytes in other files; some of them may be new. */

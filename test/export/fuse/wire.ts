@@ -177,7 +177,8 @@ export interface WriteWay {
   isDirect?: boolean;
 }
 
-function writeBody(offset: number | bigint, bytes: Uint8Array, how: WriteWay): Buffer {
+/** The arguments of a WRITE, and its data. */
+export function writeBody(offset: number | bigint, bytes: Uint8Array, how: WriteWay = {}): Buffer {
   const body = Buffer.alloc(40 + bytes.length);
   body.writeBigUInt64LE(BigInt(offset), 8);
   body.writeUInt32LE(bytes.length, 16);

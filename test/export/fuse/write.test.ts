@@ -7,7 +7,7 @@ import type { TreeEntry } from '../../../src/export/fuse/file-tree.ts';
 import { openSource } from '../../../src/export/fuse/file-tree.ts';
 import { ChangingTextSource } from '../../../src/export/fuse/sources.ts';
 import { WritableDisk } from '../../../src/export/fuse/writable-disk.ts';
-import { DEFERRED, directoryOf, TestSession, textFile } from './wire.ts';
+import { DEFERRED, directoryOf, requestBytes, TestSession, textFile, writeBody } from './wire.ts';
 
 const [EPERM, ENOENT, EIO, EISDIR, EINVAL, ENOSPC, EROFS, EOPNOTSUPP, EDQUOT] = [
   1, 2, 5, 21, 22, 28, 30, 95, 122,
@@ -138,6 +138,70 @@ describe('WRITE', () => {
     };
     expect(session.write(inode.disk, 0, bytes('x')).errno).toBe(errno);
     expect(session.log).toEqual(['disk: cannot write']);
+  });
+});
+
+describe('a buffered write', () => {
+  /** Serves requests; `look` is called when each has been answered. */
+  function serve(
+    { session: { session } }: Setting,
+    requests: readonly Buffer[],
+    look: (errno: number) => void,
+  ): void {
+    const queue = [...requests];
+    session.serve({
+      receive(buffer) {
+        const next = queue.shift();
+        if (next !== undefined) buffer.set(next);
+        return next?.length ?? 0;
+      },
+      send: (buffer) => look(0 - new Int32Array(buffer.buffer, buffer.byteOffset, 2)[1]!),
+    });
+  }
+  const requestTo = (inode: number) => (opcode: number, body: Uint8Array) =>
+    requestBytes({ opcode, nodeId: inode }, body);
+
+  it('is answered before it is done, and done before the next request; not with O_DIRECT', () => {
+    const all = setting();
+    const request = requestTo(all.inode.disk);
+    const stored: number[] = [];
+    const requests = [
+      request(16, writeBody(0, bytes('a'))),
+      request(16, writeBody(1, bytes('b'))),
+      request(16, writeBody(2, bytes('c'), { isDirect: true })),
+    ];
+    serve(all, requests, () => stored.push(all.device.bytes.indexOf(0)));
+    expect(stored).toEqual([0, 1, 3]);
+    expect(all.device.bytes.indexOf(0)).toBe(3);
+  });
+
+  it('that fails then is told to who closes, and once to the next who syncs or writes', () => {
+    const all = setting();
+    const { device, inode, session } = all;
+    const request = requestTo(inode.disk);
+    const cause = Object.assign(new Error(), { code: 'ENOSPC' });
+    const store = device.write.bind(device);
+    const write = request(16, writeBody(0, bytes('a')));
+    const fsync = request(20, Buffer.alloc(16));
+    const close = request(25, Buffer.alloc(24));
+    const closeOther = requestTo(inode.note)(25, Buffer.alloc(24));
+    const results: number[] = [];
+    device.write = () => {
+      throw new Qcow2Error('HOST', 'no space', { cause });
+    };
+    const look = (errno: number) => {
+      results.push(errno);
+      if (results.length === 5) device.write = store;
+    };
+    serve(all, [write, closeOther, close, close, fsync, fsync, write, close], look);
+    expect(results).toEqual([0, 0, ENOSPC, ENOSPC, ENOSPC, 0, 0, 0]);
+    expect(session.log).toEqual(['disk: no space']);
+    device.write = () => {
+      throw new Qcow2Error('HOST', 'no space', { cause });
+    };
+    results.length = 0;
+    serve(all, [write, write, fsync], (errno) => results.push(errno));
+    expect(results).toEqual([0, ENOSPC, 0]);
   });
 });
 
