@@ -25,6 +25,8 @@ const PACKAGES = [
   { name: 'fdisk', program: 'sfdisk' },
   { name: 'gdisk', program: 'sgdisk' },
   { name: 'mtools', program: 'mcopy' },
+  { name: 'zsh', program: 'zsh' },
+  { name: 'fish', program: 'fish' },
   { name: 'fuse2fs', program: 'fuse2fs' },
   { name: 'btrfs-progs', program: 'mkfs.btrfs' },
   { name: 'exfatprogs', program: 'mkfs.exfat' },

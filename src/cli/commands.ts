@@ -29,6 +29,10 @@ const COMMANDS: Readonly<Record<string, () => Promise<CommandModule>>> = {
   unmount: () => import('./commands/unmount.ts'),
   mounts: () => import('./commands/mounts.ts'),
   serve: () => import('./commands/serve.ts'),
+  completion: async () => {
+    const { completionCommand } = await import('./commands/completion.ts');
+    return { command: completionCommand(loadAllCommands) };
+  },
 };
 
 /** The names of all commands, in the order in which the help lists them. */
@@ -39,4 +43,9 @@ export async function loadCommand(name: string): Promise<CommandDefinition | und
   if (!Object.hasOwn(COMMANDS, name)) return undefined;
   const load = COMMANDS[name];
   return load === undefined ? undefined : (await load()).command;
+}
+
+/** Loads every command. */
+export function loadAllCommands(): Promise<CommandDefinition[]> {
+  return Promise.all(Object.values(COMMANDS).map(async (load) => (await load()).command));
 }

@@ -9,29 +9,11 @@
 import { guessArguments, parseCommandLine } from './command.ts';
 import type { CommandDefinition, CommandIo } from './command.ts';
 import { loadCommand } from './commands.ts';
+import { QEMU_IMG_COMMANDS } from './qemu-img-commands.ts';
 import { describeAsQemu } from './qemu-img-errors.ts';
 import type { QemuCall } from './qemu-img-errors.ts';
 import { qemuImgHelp, qemuImgVersion } from './qemu-img-help.ts';
 import { oneLine, reportError } from './report.ts';
-
-/** The commands of qemu-img, in its order. */
-export const QEMU_IMG_COMMANDS = [
-  'amend',
-  'bench',
-  'bitmap',
-  'check',
-  'commit',
-  'compare',
-  'convert',
-  'create',
-  'dd',
-  'info',
-  'map',
-  'measure',
-  'snapshot',
-  'rebase',
-  'resize',
-] as const;
 
 const TRY_HELP = "Try 'qemu-img --help' for more information";
 
@@ -59,17 +41,13 @@ export async function runQemuImg(argv: readonly string[], io: CommandIo): Promis
     // There is nothing to trace, and nobody relies on what is traced.
   }
   const [name = '', ...args] = rest;
-  const command = isQemuCommand(name) ? await loadCommand(name) : undefined;
+  const command = QEMU_IMG_COMMANDS.includes(name) ? await loadCommand(name) : undefined;
   if (command === undefined) return fail(`Command not found: ${name}`, io);
   return runCommand(command, args, io);
 }
 
 function isTrace(argument: string): boolean {
   return argument.startsWith('-T') || argument === '--trace' || argument.startsWith('--trace=');
-}
-
-function isQemuCommand(name: string): boolean {
-  return QEMU_IMG_COMMANDS.some((known) => known === name);
 }
 
 async function runCommand(
