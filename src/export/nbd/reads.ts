@@ -4,7 +4,8 @@
  * and not sent, and a read that fails is answered up to the block that cannot be read.
  */
 
-import type { BlockDevice, Extent } from '../../device/block-device.ts';
+import { fstatSync } from 'node:fs';
+import type { BlockDevice, Extent, HostRange } from '../../device/block-device.ts';
 import type { DirectSocket } from '../../host/sendfile.ts';
 import { alignDown } from '../../util/bytes.ts';
 import { failureOf, Failures } from './failure.ts';
@@ -22,6 +23,8 @@ const DIRECT_PIECE_BYTES = 512 * 1024;
 const MIN_DIRECT_BYTES = 32 * 1024;
 /** Shortest read that is looked at for zeroes that need not be sent. */
 const MIN_SPARSE_BYTES = 64 * 1024;
+/** Share of a host file's bytes that have space, below which it has holes worth looking for. */
+const SPARSE_BELOW = 31 / 32;
 /** Bytes that go through the socket's stream when the socket is full, to learn when it is not. */
 const WAKING_BYTES = 4 * 1024;
 /** How exactly the place is found where a read fails. */
@@ -83,6 +86,8 @@ export class Reads {
   readonly #context: ReadContext;
   readonly #device: BlockDevice;
   readonly #replies: Replies;
+  /** By descriptor; one that has become another file's costs time at most. */
+  readonly #sparseFiles = new Map<number, boolean>();
   #job: Job | undefined;
 
   constructor(context: ReadContext) {
@@ -109,12 +114,15 @@ export class Reads {
     }
     const isSimple = this.#replies.style === 'simple';
     const isWhole = isSimple || (request.flags & CommandFlag.NBD_CMD_FLAG_DF) !== 0;
-    if (!isWhole && length >= MIN_SPARSE_BYTES) {
-      this.#startJob(request, { isChunked: true, isDirect: false });
+    const range = length < MIN_DIRECT_BYTES ? undefined : this.#directRange(offset, length);
+    const mayBeSparse = !isWhole && length >= MIN_SPARSE_BYTES;
+    // What is in one piece has no zeroes that an image knows of, but a host file may have holes.
+    if (range !== undefined && !(mayBeSparse && this.#isSparse(range.descriptor))) {
+      this.#startJob(request, { isChunked: false, isDirect: true });
       return;
     }
-    if (length >= MIN_DIRECT_BYTES && this.#canSendDirectly(offset, length)) {
-      this.#startJob(request, { isChunked: false, isDirect: true });
+    if (mayBeSparse) {
+      this.#startJob(request, { isChunked: true, isDirect: false });
       return;
     }
     const { writer, dataHeaderBytes } = this.#replies;
@@ -195,7 +203,7 @@ export class Reads {
       job.remaining -= length;
       return 'sent';
     }
-    job.isDirect = length >= MIN_DIRECT_BYTES && this.#canSendDirectly(offset, length);
+    job.isDirect = length >= MIN_DIRECT_BYTES && this.#directRange(offset, length) !== undefined;
     if (job.isDirect) this.#beginChunk(job, length);
     else this.#sendChunk(job, Math.min(length, PIECE_BYTES));
     return 'sent';
@@ -301,17 +309,29 @@ export class Reads {
     job.inChunk -= length;
   }
 
-  /** Whether the host can send a range from its file. */
-  #canSendDirectly(offset: number, length: number): boolean {
+  /** Where the host can send a range from; undefined if it cannot. */
+  #directRange(offset: number, length: number): HostRange | undefined {
     const direct = this.#device.hostRange === undefined ? undefined : this.#context.direct?.();
-    if (direct?.isUsable !== true || failedDevices.has(this.#device)) return false;
+    if (direct?.isUsable !== true || failedDevices.has(this.#device)) return undefined;
     try {
       const range = this.#device.hostRange?.(offset, length);
-      return range !== undefined && direct.reaches(range.descriptor, range.hostOffset + length);
+      if (range === undefined) return undefined;
+      return direct.reaches(range.descriptor, range.hostOffset + length) ? range : undefined;
     } catch {
       // The ordinary way meets the same problem, and reports it.
-      return false;
+      return undefined;
     }
+  }
+
+  /** Whether a good part of a host file is holes, so that it pays to look for them. */
+  #isSparse(descriptor: number): boolean {
+    let known = this.#sparseFiles.get(descriptor);
+    if (known === undefined) {
+      const stats = fstatSync(descriptor);
+      known = stats.blocks * 512 < stats.size * SPARSE_BELOW;
+      this.#sparseFiles.set(descriptor, known);
+    }
+    return known;
   }
 
   /**
