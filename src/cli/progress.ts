@@ -81,19 +81,49 @@ export class InterruptedError extends Error {
   }
 }
 
+const INTERRUPTS: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGHUP'];
+
+/**
+ * Takes note of signals that would end the process, until it is disposed of. A command that has
+ * something to clean up holds one from before there is anything until it is finished.
+ */
+export class Interrupts implements Disposable {
+  #signal: NodeJS.Signals | undefined;
+  readonly #note = (signal: NodeJS.Signals): void => {
+    this.#signal = signal;
+  };
+
+  constructor() {
+    for (const signal of INTERRUPTS) process.on(signal, this.#note);
+  }
+
+  /**
+   * Looks for a signal. They are delivered between turns of the event loop only.
+   * @throws {InterruptedError} if one came
+   */
+  check(): void {
+    if (this.#signal !== undefined) throw new InterruptedError(this.#signal);
+  }
+
+  /** Leaves signals to others again. */
+  [Symbol.dispose](): void {
+    for (const signal of INTERRUPTS) process.off(signal, this.#note);
+  }
+}
+
 /** Options of {@link driveSteps}. */
 export interface DriveOptions {
   reporter: ProgressReporter;
   /**
    * Whether SIGINT, SIGTERM and SIGHUP throw {@link InterruptedError} between two steps, so that
-   * the caller can clean up (default: they end the process as usual).
+   * the caller can clean up (default: they end the process as usual); the signals that are noted,
+   * where they are before and after the steps too.
    */
-  interruptible?: boolean;
+  interruptible?: boolean | Interrupts;
 }
 
 /** How often signals are looked for. */
 const TURN_MS = 50;
-const INTERRUPTS: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGHUP'];
 
 /**
  * Runs an operation to its end, showing its progress and answering signals on the way.
@@ -103,30 +133,25 @@ export async function driveSteps<Result>(
   steps: Steps<Result> | AsyncSteps<Result>,
   { reporter, interruptible = false }: DriveOptions,
 ): Promise<Result> {
-  let interrupt: NodeJS.Signals | undefined;
-  const onInterrupt = (signal: NodeJS.Signals): void => {
-    interrupt = signal;
-  };
+  using own = interruptible === true ? new Interrupts() : undefined;
+  const interrupts = typeof interruptible === 'object' ? interruptible : own;
   const onState = (): void => {
     reporter.tellState();
   };
-  const signals = interruptible ? INTERRUPTS : [];
-  for (const signal of signals) process.on(signal, onInterrupt);
   process.on('SIGUSR1', onState);
   try {
-    let turn = performance.now();
+    // What came before the first step is seen after it.
+    let turn = -Infinity;
     for (;;) {
       const next = await steps.next();
       if (next.done === true) return next.value;
       reporter.update(next.value);
       if (performance.now() - turn < TURN_MS) continue;
-      // Signals are delivered between turns of the event loop only.
       await setImmediate();
-      if (interrupt !== undefined) throw new InterruptedError(interrupt);
+      interrupts?.check();
       turn = performance.now();
     }
   } finally {
-    for (const signal of signals) process.off(signal, onInterrupt);
     process.off('SIGUSR1', onState);
   }
 }

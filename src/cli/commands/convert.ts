@@ -20,7 +20,7 @@ import { describeOutcome, filesOf, openConvertOutput, withOutcome } from '../con
 import type { ConvertOutput } from '../convert-output.ts';
 import { asksForOptions, creationOptionsHelp } from '../creation-options.ts';
 import { formatOption, IMAGE_FORMATS, referenceOptions } from '../image-options.ts';
-import { driveSteps, InterruptedError, ProgressReporter } from '../progress.ts';
+import { driveSteps, InterruptedError, Interrupts, ProgressReporter } from '../progress.ts';
 import { openSnapshot } from '../snapshot-option.ts';
 import { reportInterrupt } from '../write-options.ts';
 
@@ -94,8 +94,10 @@ async function convert(images: readonly Image[], { args, choices, open, io }: Ca
   const reporter = new ProgressReporter(io, { show, stepPercent: STEP_PERCENT });
   const bitmaps = bitmapsOf(images[0]!, choices, io);
   let output: ConvertOutput | undefined;
+  // From before there is an output until it is finished or given up.
+  using interrupts = new Interrupts();
   try {
-    const drive = { reporter, interruptible: true };
+    const drive = { reporter, interruptible: interrupts };
     output = await openConvertOutput(outputPath, {
       choices,
       size: source.size,

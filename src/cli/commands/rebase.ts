@@ -1,6 +1,6 @@
 /** `qcow2 rebase`: give an overlay another backing file, or none. */
 
-import { realpathSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import { parseReference, quote } from '../../chain/names.ts';
 import { openImage } from '../../chain/open.ts';
 import type { ChainedQcow2Image, Image } from '../../chain/open.ts';
@@ -160,7 +160,13 @@ function openBacking(
 /** Whether what could not be opened is the image itself, which we hold open. */
 function isLockOf(error: unknown, path: string): boolean {
   if (!(error instanceof Qcow2Error) || error.code !== 'LOCKED') return false;
-  return error.file !== undefined && realpathSync(error.file) === realpathSync(path);
+  return error.file !== undefined && identityOf(error.file) === identityOf(path);
+}
+
+/** The same for all names of a file, hard links among them. */
+function identityOf(path: string): string {
+  const { dev, ino } = statSync(path, { bigint: true });
+  return `${dev}:${ino}`;
 }
 
 function ownBackingError(path: string, file: string): Qcow2Error {
