@@ -28,6 +28,7 @@ export interface MountLine {
   since: string;
   pid: number;
   channel: string;
+  access: string;
   log: string | null;
 }
 
