@@ -34,6 +34,7 @@ import { FreshClusters } from './table-copies.ts';
 
 /** A bitmap that an image is to get. */
 export interface NewBitmap {
+  /** 1 to 1023 bytes, of no other bitmap of the image. */
   name: string;
   /** Bytes of the disk that one bit stands for; a power of two. */
   granularity: number;

@@ -41,7 +41,10 @@ export abstract class DiskWithBitmaps extends GuestDisk {
   protected abstract readonly writer: ImageWriter | undefined;
   #bitmaps: BitmapInfo[] | undefined;
 
-  /** @throws {Qcow2Error} `READ_ONLY` */
+  /**
+   * What changes the image.
+   * @throws {Qcow2Error} `READ_ONLY` if it is open for reading
+   */
   protected get openWriter(): ImageWriter {
     if (this.writer !== undefined) return this.writer;
     throw new Qcow2Error('READ_ONLY', 'it can only be read: it was not opened for writing', {
@@ -183,7 +186,10 @@ export abstract class DiskWithBitmaps extends GuestDisk {
     this.#change({ action: 'merge', name, dirty });
   }
 
-  /** Runs `action`; what it throws names this image. */
+  /**
+   * Runs `action`.
+   * @throws {Qcow2Error} what `action` throws, naming this image
+   */
   protected inFile<T>(action: () => T): T {
     try {
       return action();

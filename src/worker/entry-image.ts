@@ -3,10 +3,16 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import { openImage } from '../chain/open.ts';
 import type { Image } from '../chain/open.ts';
+import { openForCheck, openForRepair } from '../operations/check.ts';
 import { assert } from '../util/assert.ts';
 import { imageHandlers } from './image-handlers.ts';
 import type { ImageHandlers } from './image-handlers.ts';
-import type { ImageRequest, ImageResponse, ImageWorkerData } from './image-protocol.ts';
+import type {
+  ImageRequest,
+  ImageResponse,
+  ImageWorkerData,
+  ProblemNotice,
+} from './image-protocol.ts';
 import { toWireError } from './wire-error.ts';
 
 const port = parentPort;
@@ -16,9 +22,13 @@ let handlers: ImageHandlers | undefined;
 
 function answer(request: ImageRequest): unknown {
   if (handlers === undefined) {
-    const { path, options } = workerData as ImageWorkerData;
-    image = openImage(path, options);
-    handlers = imageHandlers(image);
+    const { path, options, purpose = 'use' } = workerData as ImageWorkerData;
+    const open = { use: openImage, check: openForCheck, repair: openForRepair }[purpose];
+    image = open(path, options);
+    handlers = imageHandlers(image, (problems) => {
+      const notice: ProblemNotice = { problems };
+      port!.postMessage(notice);
+    });
   }
   const handler = handlers[request.call] as (...values: unknown[]) => unknown;
   return handler(...request.arguments);

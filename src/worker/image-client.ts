@@ -4,10 +4,12 @@ import type { OpenImageOptions } from '../chain/open.ts';
 import { checkRange, mergeExtents } from '../device/block-device.ts';
 import type { Extent, WriteZeroesOptions } from '../device/block-device.ts';
 import type { PartitionTable } from '../format/partition/index.ts';
+import { Qcow2Error } from '../errors.ts';
 import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import type { CommitOptions } from '../operations/commit.ts';
 import type { BitmapInfo, DirtyRange } from '../qcow2/bitmaps.ts';
 import type { ResizeOptions } from '../qcow2/image.ts';
+import type { AddBitmapOptions } from '../qcow2/image-bitmaps.ts';
 import type { PreallocationMode } from '../qcow2/preallocation.ts';
 import type { DeviceHandle, ImageSummary } from './image-protocol.ts';
 import { ImageThread, isShared } from './image-thread.ts';
@@ -279,6 +281,87 @@ export class AsyncImage extends AsyncDevice {
    */
   dirtyRanges(bitmapName: string): Promise<DirtyRange[]> {
     return this.thread.call('dirtyRanges', bitmapName);
+  }
+
+  /**
+   * Adds an empty bitmap, durably and in one instant.
+   *
+   * @param name 1 to 1023 bytes, of no other bitmap of the image
+   * @throws {Qcow2Error} as {@link write}; `INVALID_OPTION` for a name or granularity that cannot be;
+   * `UNSUPPORTED` for a raw image, one of version 2, or a disk of no bytes; `TOO_LARGE`
+   */
+  async addBitmap(name: string, options: AddBitmapOptions = {}): Promise<void> {
+    await this.thread.call('addBitmap', name, options);
+  }
+
+  /**
+   * Removes a bitmap, durably and in one instant; an inconsistent one too.
+   * @throws {Qcow2Error} as {@link write}; `NOT_FOUND`
+   */
+  async removeBitmap(name: string): Promise<void> {
+    await this.thread.call('removeBitmap', name);
+  }
+
+  /**
+   * Makes a bitmap mark nothing, durably and in one instant.
+   * @throws {Qcow2Error} as {@link write}; `NOT_FOUND`; `UNSUPPORTED` if it is inconsistent
+   */
+  async clearBitmap(name: string): Promise<void> {
+    await this.thread.call('clearBitmap', name);
+  }
+
+  /**
+   * Has writes to the disk recorded in a bitmap from now on.
+   * @throws {Qcow2Error} as {@link clearBitmap}
+   */
+  async enableBitmap(name: string): Promise<void> {
+    await this.thread.call('enableBitmap', name);
+  }
+
+  /**
+   * Has writes to the disk no longer recorded in a bitmap.
+   * @throws {Qcow2Error} as {@link clearBitmap}
+   */
+  async disableBitmap(name: string): Promise<void> {
+    await this.thread.call('disableBitmap', name);
+  }
+
+  /**
+   * Marks in a bitmap what another one marks, in addition to what it marks already, durably and in
+   * one instant. Where the granularities differ, whatever holds a marked byte is marked.
+   *
+   * @param source name of a bitmap of this image, or one of another, whose disk has the same size
+   * @throws {Qcow2Error} as {@link clearBitmap}, for either of them; `INVALID_OPTION` if the disks
+   * differ in size; `CORRUPT` if a bitmap is damaged, or that of another image inconsistent
+   */
+  async mergeBitmap(
+    name: string,
+    source: string | { image: AsyncImage; name: string },
+  ): Promise<void> {
+    if (typeof source === 'string') {
+      await this.thread.call('mergeBitmap', name, source);
+      return;
+    }
+    const { image } = source;
+    const dirty = await image.dirtyRanges(source.name);
+    if (image.size !== this.size) {
+      const sizes = `${image.size} bytes, and this one ${this.size}`;
+      throw new Qcow2Error('INVALID_OPTION', `the disk of ${image.path} has ${sizes}`, {
+        file: this.path,
+        hint: 'bitmaps of disks of different sizes cannot be merged',
+      });
+    }
+    await this.thread.call('markInBitmap', name, dirty);
+  }
+
+  /**
+   * Marks ranges of the disk in a bitmap, in addition to what it marks, durably and in one instant.
+   *
+   * @param dirty in the order of their offsets
+   * @throws {Qcow2Error} as {@link clearBitmap}; `OUT_OF_RANGE`
+   */
+  async markInBitmap(name: string, dirty: readonly DirtyRange[]): Promise<void> {
+    await this.thread.call('markInBitmap', name, dirty);
   }
 
   /**

@@ -5,6 +5,8 @@ import { checkRange, mergeExtents } from '../device/block-device.ts';
 import type { BlockDevice, Extent } from '../device/block-device.ts';
 import { Qcow2Error } from '../errors.ts';
 import { readPartitionTable } from '../format/partition/index.ts';
+import { checkImage, repairImage } from '../operations/check.ts';
+import type { CheckProblem, ProblemListener } from '../operations/check.ts';
 import { commitImage } from '../operations/commit.ts';
 import type { ResizeOptions } from '../qcow2/image.ts';
 import { Qcow2Snapshot } from '../qcow2/snapshots.ts';
@@ -17,8 +19,17 @@ export type ImageHandlers = {
   ) => ImageCalls[Name]['result'];
 };
 
-/** The answers to all calls about an open image. */
-export function imageHandlers(image: Image): ImageHandlers {
+/** Problems that are told together. */
+const PROBLEM_BATCH = 64;
+
+/**
+ * The answers to all calls about an open image.
+ * @param tell is given the problems that a check meets
+ */
+export function imageHandlers(
+  image: Image,
+  tell: (problems: readonly CheckProblem[]) => void,
+): ImageHandlers {
   const devices = new OpenDevices(image);
   return {
     open: () => ({ format: image.format, path: image.path, readOnly: image.readOnly }),
@@ -27,6 +38,8 @@ export function imageHandlers(image: Image): ImageHandlers {
     ...deviceHandlers(devices),
     ...informationHandlers(image),
     ...changeHandlers(image, devices),
+    ...bitmapHandlers(image),
+    ...checkHandlers(image, tell),
     openSnapshot: (idOrName) => {
       const snapshot = qcow2(image, 'snapshots', 'NOT_FOUND').openSnapshot(idOrName);
       return { device: devices.add(snapshot), size: snapshot.size };
@@ -148,6 +161,60 @@ function changeHandlers(
     makeEmpty: () => qcow2(image, 'backing file').makeEmpty(),
     commit: (options) => commitImage(qcow2(image, 'backing file'), options),
   };
+}
+
+function bitmapHandlers(
+  image: Image,
+): HandlersOf<
+  | 'addBitmap'
+  | 'removeBitmap'
+  | 'clearBitmap'
+  | 'enableBitmap'
+  | 'disableBitmap'
+  | 'mergeBitmap'
+  | 'markInBitmap'
+> {
+  const disk = (): Image & { format: 'qcow2' } => qcow2(image, 'bitmaps');
+  return {
+    addBitmap: (name, options) => disk().addBitmap(name, options),
+    removeBitmap: (name) => disk().removeBitmap(name),
+    clearBitmap: (name) => disk().clearBitmap(name),
+    enableBitmap: (name) => disk().enableBitmap(name),
+    disableBitmap: (name) => disk().disableBitmap(name),
+    mergeBitmap: (name, source) => disk().mergeBitmap(name, source),
+    markInBitmap: (name, dirty) => disk().markInBitmap(name, dirty),
+  };
+}
+
+function checkHandlers(
+  image: Image,
+  tell: (problems: readonly CheckProblem[]) => void,
+): HandlersOf<'check' | 'repair'> {
+  const disk = (): Image & { format: 'qcow2' } => qcow2(image, 'metadata to check');
+  return {
+    check: () => inBatches(tell, (onProblem) => checkImage(disk(), { onProblem })),
+    repair: (fix) => inBatches(tell, (onProblem) => repairImage(disk(), { fix, onProblem })),
+  };
+}
+
+/** Runs a check, and tells of what it meets in batches: there can be millions of problems. */
+function inBatches<T>(
+  tell: (problems: readonly CheckProblem[]) => void,
+  check: (onProblem: ProblemListener) => T,
+): T {
+  let problems: CheckProblem[] = [];
+  const send = (): void => {
+    if (problems.length > 0) tell(problems);
+    problems = [];
+  };
+  try {
+    return check((problem) => {
+      problems.push(problem);
+      if (problems.length >= PROBLEM_BATCH) send();
+    });
+  } finally {
+    send();
+  }
 }
 
 function resize(image: Image, size: number, options: ResizeOptions): void {

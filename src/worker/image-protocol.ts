@@ -5,9 +5,11 @@ import type { ImageFormat } from '../chain/open.ts';
 import type { Extent, WriteZeroesOptions } from '../device/block-device.ts';
 import type { PartitionTable } from '../format/partition/index.ts';
 import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
+import type { CheckProblem, CheckResult, RepairOptions } from '../operations/check.ts';
 import type { CommitOptions } from '../operations/commit.ts';
 import type { BitmapInfo, DirtyRange } from '../qcow2/bitmaps.ts';
 import type { ResizeOptions } from '../qcow2/image.ts';
+import type { AddBitmapOptions } from '../qcow2/image-bitmaps.ts';
 import type { PreallocationMode } from '../qcow2/preallocation.ts';
 import type { WireError } from './wire-error.ts';
 
@@ -15,6 +17,8 @@ import type { WireError } from './wire-error.ts';
 export interface ImageWorkerData {
   path: string;
   options: OpenDeviceOptions;
+  /** What it is opened for (default `use`). */
+  purpose?: 'use' | 'check' | 'repair' | undefined;
 }
 
 /** What is known of an image as soon as it is open. */
@@ -62,7 +66,17 @@ export interface ImageCalls {
   createSnapshot: { arguments: [name: string]; result: SnapshotRow };
   applySnapshot: { arguments: [idOrName: string]; result: void };
   deleteSnapshot: { arguments: [idOrName: string]; result: void };
+  addBitmap: { arguments: [name: string, options: AddBitmapOptions]; result: void };
+  removeBitmap: { arguments: [name: string]; result: void };
+  clearBitmap: { arguments: [name: string]; result: void };
+  enableBitmap: { arguments: [name: string]; result: void };
+  disableBitmap: { arguments: [name: string]; result: void };
+  mergeBitmap: { arguments: [name: string, source: string]; result: void };
+  markInBitmap: { arguments: [name: string, dirty: readonly DirtyRange[]]; result: void };
   makeEmpty: { arguments: []; result: void };
+  /** Problems that are met are told before the answer. */
+  check: { arguments: []; result: CheckResult };
+  repair: { arguments: [fix: RepairOptions['fix']]; result: CheckResult };
   commit: { arguments: [options: CommitOptions]; result: void };
   openSnapshot: {
     arguments: [idOrName: string];
@@ -87,6 +101,11 @@ export type ImageRequest = {
     arguments: ImageCalls[Name]['arguments'];
   };
 }[keyof ImageCalls];
+
+/** Problems that the check under way has met. */
+export interface ProblemNotice {
+  problems: readonly CheckProblem[];
+}
 
 /** The answer to the call of the same id. */
 export type ImageResponse = {

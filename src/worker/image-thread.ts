@@ -2,7 +2,13 @@
 
 import { Worker } from 'node:worker_threads';
 import { Qcow2Error } from '../errors.ts';
-import type { ImageCalls, ImageResponse, ImageWorkerData } from './image-protocol.ts';
+import type { ProblemListener } from '../operations/check.ts';
+import type {
+  ImageCalls,
+  ImageResponse,
+  ImageWorkerData,
+  ProblemNotice,
+} from './image-protocol.ts';
 import { fromWireError } from './wire-error.ts';
 
 interface PendingCall {
@@ -14,6 +20,8 @@ interface PendingCall {
 export class ImageThread {
   /** Bytes of the active disk, after the last call that was answered. */
   diskSize = 0;
+  /** Is told of the problems that a check meets. */
+  onProblem: ProblemListener | undefined;
   readonly #worker: Worker;
   readonly #pending = new Map<number, PendingCall>();
   #nextId = 0;
@@ -23,7 +31,7 @@ export class ImageThread {
   constructor(data: ImageWorkerData) {
     // No options of the process: `--input-type`, for one, keeps a thread from loading a file.
     this.#worker = new Worker(imageWorkerUrl(), { workerData: data, execArgv: [] });
-    this.#worker.on('message', (response: ImageResponse) => this.#settle(response));
+    this.#worker.on('message', (message: ImageResponse | ProblemNotice) => this.#receive(message));
     this.#worker.on('error', (error) => this.#fail(error));
     this.#worker.on('exit', () => this.#fail(new Qcow2Error('CLOSED', 'the image was closed')));
     // An open image alone does not keep the process alive; a call under way does.
@@ -69,6 +77,11 @@ export class ImageThread {
     this.#isTerminated = true;
     this.#failure ??= new Qcow2Error('CLOSED', 'the image was closed');
     await this.#worker.terminate();
+  }
+
+  #receive(message: ImageResponse | ProblemNotice): void {
+    if ('problems' in message) for (const problem of message.problems) this.onProblem?.(problem);
+    else this.#settle(message);
   }
 
   #settle(response: ImageResponse): void {
