@@ -11,6 +11,7 @@ import { bench as check } from './benches/check.ts';
 import { bench as convert } from './benches/convert.ts';
 import { bench as fuseRand } from './benches/fuse-rand.ts';
 import { bench as fuseSeq } from './benches/fuse-seq.ts';
+import { bench as fuseWrite } from './benches/fuse-write.ts';
 import { bench as info } from './benches/info.ts';
 import { bench as libWrite } from './benches/lib-write.ts';
 import { bench as map } from './benches/map.ts';
@@ -28,6 +29,7 @@ import { formatMarkdown, formatRound, formatTable } from './support/report.ts';
 const BENCHES: readonly Bench[] = [
   fuseSeq,
   fuseRand,
+  fuseWrite,
   nbdSeq,
   nbdRand,
   mount,

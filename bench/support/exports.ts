@@ -34,30 +34,45 @@ export interface Exporter {
 }
 
 /** `qcow2 mount`. */
-export const ourMount: Exporter = {
-  name: OURS,
-  async start(context, image) {
-    const directory = makeDirectory(context, 'mount');
-    const mountPoint = path.join(directory, 'tree');
-    mkdirSync(mountPoint);
-    const command: Command = [...context.qcow2, 'mount', '--foreground', image, mountPoint];
-    const file = path.join(mountPoint, MOUNTED_DISK);
-    return serve(context, { command, directory, address: file, mountPoint });
-  },
-};
+export const ourMount: Exporter = mountWith([]);
+
+/** `qcow2 mount --rw`. */
+export const ourWritableMount: Exporter = mountWith(['--rw']);
+
+function mountWith(options: readonly string[]): Exporter {
+  return {
+    name: OURS,
+    async start(context, image) {
+      const directory = makeDirectory(context, 'mount');
+      const mountPoint = path.join(directory, 'tree');
+      mkdirSync(mountPoint);
+      const args = ['mount', '--foreground', ...options, image, mountPoint];
+      const file = path.join(mountPoint, MOUNTED_DISK);
+      const command: Command = [...context.qcow2, ...args];
+      return serve(context, { command, directory, address: file, mountPoint });
+    },
+  };
+}
 
 /** qemu-storage-daemon's FUSE export. */
-export const storageDaemonMount: Exporter = {
-  name: 'qemu-storage-daemon',
-  program: 'qemu-storage-daemon',
-  async start(context, image) {
-    const directory = makeDirectory(context, 'qsd');
-    const mountPoint = path.join(directory, 'disk.raw');
-    writeFileSync(mountPoint, '');
-    const command = storageDaemonCommand(image, mountPoint);
-    return serve(context, { command, directory, address: mountPoint, mountPoint });
-  },
-};
+export const storageDaemonMount: Exporter = storageDaemonWith({ writable: false });
+
+/** qemu-storage-daemon's FUSE export, writable. */
+export const storageDaemonWritableMount: Exporter = storageDaemonWith({ writable: true });
+
+function storageDaemonWith(options: { writable: boolean }): Exporter {
+  return {
+    name: 'qemu-storage-daemon',
+    program: 'qemu-storage-daemon',
+    async start(context, image) {
+      const directory = makeDirectory(context, 'qsd');
+      const mountPoint = path.join(directory, 'disk.raw');
+      writeFileSync(mountPoint, '');
+      const command = storageDaemonCommand(image, mountPoint, options);
+      return serve(context, { command, directory, address: mountPoint, mountPoint });
+    },
+  };
+}
 
 /** `qcow2 serve` on a Unix socket. */
 export const ourServer: Exporter = {
@@ -83,17 +98,23 @@ export const qemuNbd: Exporter = {
   },
 };
 
-/** The command line of a read-only FUSE export by qemu-storage-daemon. */
-export function storageDaemonCommand(image: string, mountPoint: string): Command {
+/** The command line of a FUSE export by qemu-storage-daemon. */
+export function storageDaemonCommand(
+  image: string,
+  mountPoint: string,
+  { writable }: { writable: boolean } = { writable: false },
+): Command {
   const optionValue = (text: string) => text.replaceAll(',', ',,');
+  const readOnly = writable ? 'off' : 'on';
   return [
     'qemu-storage-daemon',
     '--blockdev',
-    `driver=file,node-name=file,read-only=on,filename=${optionValue(image)}`,
+    `driver=file,node-name=file,read-only=${readOnly},filename=${optionValue(image)}`,
     '--blockdev',
-    'driver=qcow2,node-name=disk,read-only=on,file=file',
+    `driver=qcow2,node-name=disk,read-only=${readOnly},file=file`,
     '--export',
-    `type=fuse,id=export,node-name=disk,writable=off,mountpoint=${optionValue(mountPoint)}`,
+    `type=fuse,id=export,node-name=disk,writable=${writable ? 'on' : 'off'},` +
+      `mountpoint=${optionValue(mountPoint)}`,
   ];
 }
 
