@@ -3,30 +3,13 @@
 import { mkdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { runProgram } from '../../src/cli/program.ts';
 import { holdWithQemuIo } from '../support/lock-holder.ts';
 import { describePeers } from '../support/peers.ts';
 import { qemuImg, tryRun } from '../support/qemu.ts';
-import type { RunResult } from '../support/qemu.ts';
 import { makeTemporaryDirectory, removeTemporaryDirectory } from '../support/temp.ts';
+import { runDropIn } from './run-drop-in.ts';
 import { makeTwins } from './twins.ts';
 import type { Twins } from './twins.ts';
-
-/** Runs the drop-in in this process. */
-async function runDropIn(args: readonly string[]): Promise<RunResult> {
-  let stdout = '';
-  let stderr = '';
-  const exitCode = await runProgram(['qemu-img', ...args], {
-    stdout: (text) => {
-      stdout += text;
-    },
-    stderr: (text) => {
-      stderr += text;
-    },
-    isTerminal: false,
-  });
-  return { exitCode, stdout, stderr };
-}
 
 function makeImages(directory: string): void {
   const at = (name: string): string => join(directory, name);

@@ -4,7 +4,7 @@
  */
 
 import { existsSync, mkdirSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { expect } from 'vitest';
 import type { CommandDefinition } from '../../src/cli/command.ts';
 import { qemuImgJson, run, tryRun } from '../support/qemu.ts';
@@ -96,7 +96,9 @@ export function expectClean(path: string): void {
 
 /** What an image says about itself, without what is no part of it. */
 function infoOf(path: string, format: string): unknown {
-  const info = qemuImgJson('info', '-f', format, path) as Record<string, unknown>;
+  const document = JSON.stringify(qemuImgJson('info', '-f', format, path));
+  const names = document.replaceAll(`${dirname(path)}/`, '');
+  const info = JSON.parse(names) as Record<string, unknown>;
   const rest = { ...info, 'actual-size': 0, filename: '', 'full-backing-filename': '' };
   const { snapshots } = info as { snapshots?: Record<string, unknown>[] };
   if (snapshots === undefined) return rest;
