@@ -11,17 +11,22 @@ import { CHECK, COMMIT, REBASE, RESIZE, SNAPSHOT } from './qemu-img/change-table
 import { documentOf } from './qemu-img/document.ts';
 import { makeImages } from './qemu-img/fixture.ts';
 import { GENERAL } from './qemu-img/general-table.ts';
+import { AMEND, AMENDMENTS, BENCH, BITMAP, DD } from './qemu-img/later-tables.ts';
 import { CONVERT, CREATE, CREATION } from './qemu-img/make-tables.ts';
 import type { Subcommand } from './qemu-img/model.ts';
 import { COMPARE, INFO, MAP, MEASURE } from './qemu-img/read-tables.ts';
 import { expectCase } from './qemu-img/run-case.ts';
 
 const SUBCOMMANDS: readonly Subcommand[] = [
+  AMEND,
+  BENCH,
+  BITMAP,
   CHECK,
   COMMIT,
   COMPARE,
   CONVERT,
   CREATE,
+  DD,
   INFO,
   MAP,
   MEASURE,
@@ -31,12 +36,12 @@ const SUBCOMMANDS: readonly Subcommand[] = [
 ];
 
 /** What the tables leave to tests of its own. */
-const ELSEWHERE = /^(?:amend|bench|bitmap|dd)$|^convert --(?:target-)?image-opts$/;
+const ELSEWHERE = /^convert --(?:target-)?image-opts$/;
 
 const directory = sharedTemporaryDirectory();
 beforeAll(() => makeImages(directory));
 
-describe.each([GENERAL, CREATION, ...SUBCOMMANDS])('qemu-img $name', (subcommand) => {
+describe.each([GENERAL, CREATION, AMENDMENTS, ...SUBCOMMANDS])('qemu-img $name', (subcommand) => {
   const cases = subcommand.rows.flatMap(({ names, cases }) =>
     cases.map((option) => ({ option, title: `${names[0]}: ${option.args.join(' ')}` })),
   );
@@ -78,10 +83,20 @@ describe('the tables', () => {
     expect(namesOf(CREATION)).toEqual(expect.arrayContaining(options));
   });
 
+  it('name every option of amend', () => {
+    const list = qemuImg('amend', '-f', 'qcow2', '-o', 'help', join(directory, 'plain.qcow2'));
+    const options = [...list.matchAll(/^ {2}([\w.-]+)=</gm)].map(([, name]) => name);
+    expect(options.length).toBeGreaterThan(3);
+    expect(namesOf(AMENDMENTS)).toEqual(expect.arrayContaining(options));
+  });
+
   it('show each option by a call, and tell why it is not the same', () => {
-    for (const { names, state, remark, cases } of [GENERAL, CREATION, ...SUBCOMMANDS].flatMap(
-      ({ rows }) => rows,
-    )) {
+    for (const { names, state, remark, cases } of [
+      GENERAL,
+      CREATION,
+      AMENDMENTS,
+      ...SUBCOMMANDS,
+    ].flatMap(({ rows }) => rows)) {
       const isPhrase = names[0]?.startsWith('(') === true;
       if (!isPhrase) expect(cases.length, names[0]).toBeGreaterThan(0);
       if (state !== 'same') expect(remark, names[0]).toBeDefined();
@@ -92,6 +107,7 @@ describe('the tables', () => {
     const parts = [{ title: 'In general', subcommand: GENERAL }];
     for (const subcommand of SUBCOMMANDS) {
       parts.push({ title: `qcow2 ${subcommand.name}`, subcommand });
+      if (subcommand === AMEND) parts.push({ title: 'amend -o', subcommand: AMENDMENTS });
       if (subcommand === CREATE) parts.push({ title: 'create -o', subcommand: CREATION });
     }
     await expect(documentOf(parts)).toMatchFileSnapshot('../../src/cli/QEMU-IMG.md');

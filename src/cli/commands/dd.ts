@@ -23,7 +23,7 @@ import {
   REFERENCE_OPTIONS,
   referenceOptions,
 } from '../image-options.ts';
-import { driveSteps, InterruptedError, ProgressReporter } from '../progress.ts';
+import { driveSteps, InterruptedError, Interrupts, ProgressReporter } from '../progress.ts';
 import { parseSize } from '../size.ts';
 import { CHANGE_OPTIONS, formatToChange, reportInterrupt } from '../write-options.ts';
 
@@ -127,6 +127,8 @@ async function copy(source: BlockDevice, path: string, { image, args, io }: Call
   const reporter = new ProgressReporter(io, { show, stepPercent: STEP_PERCENT });
   const making = new ProgressReporter(io, { show: false, stepPercent: STEP_PERCENT });
   let output: ConvertOutput | undefined;
+  // From before there is an output until it is finished or given up.
+  using interrupts = new Interrupts();
   try {
     output = await openConvertOutput(path, {
       choices: choicesFor(formatOption(args.value('output-format')).format ?? 'raw'),
@@ -134,11 +136,11 @@ async function copy(source: BlockDevice, path: string, { image, args, io }: Call
       inputs: filesOf(image),
       open: referenceOptions(args),
       run: <Result>(steps: Steps<Result>) =>
-        driveSteps(steps, { reporter: making, interruptible: true }),
+        driveSteps(steps, { reporter: making, interruptible: interrupts }),
     });
     const { target, spec, plan } = output;
     const steps = convertSteps(source, target, { ...plan, spec });
-    await driveSteps(steps, { reporter, interruptible: true });
+    await driveSteps(steps, { reporter, interruptible: interrupts });
     output.finish();
     return 0;
   } catch (error) {

@@ -5,7 +5,8 @@ import { better, call, notHere, onlyHere, same, wrong } from './model.ts';
 import type { Subcommand } from './model.ts';
 import { CACHE, FORMATS, PROGRESS } from './read-tables.ts';
 
-const CHANGED_CACHE = 'accepted: an image is flushed before its command ends, whatever the mode';
+export const CHANGED_CACHE =
+  'accepted: an image is flushed before its command ends, whatever the mode';
 const RAW_WARNING = 'an image that is probed as raw is warned of, as by qemu-img';
 
 export const CHECK: Subcommand = {
