@@ -1,16 +1,22 @@
 /** The options of `qcow2 convert`: what they are, and which of them go together. */
 
+import type { ImageDescription } from '../chain/description.ts';
+import { Qcow2Error } from '../errors.ts';
 import { DEFAULT_SPARSE_BYTES, MAX_SPARSE_BYTES } from '../operations/convert-raw.ts';
 import type { CreateOptions } from '../operations/create.ts';
 import { usageError } from './command.ts';
 import type { OptionDefinition, ParsedArguments } from './command.ts';
 import { parseCreationOptions, toCreateOptions } from './creation-options.ts';
+import { parseImageOptions } from './image-opts.ts';
 import {
   CACHE_MODES,
   FORCE_SHARE_OPTION,
   formatOption,
   IMAGE_FORMATS,
+  IMAGE_OPTS_OPTIONS,
+  namedImage,
   REFERENCE_OPTIONS,
+  refuseObjects,
 } from './image-options.ts';
 import { parseSize } from './size.ts';
 
@@ -116,17 +122,15 @@ export const CONVERT_OPTIONS = {
     description: 'cache mode of the images; accepted, and all alike here',
     choices: CACHE_MODES,
   },
-  'image-opts': { kind: 'flag', description: 'refused: images are given by file name' },
-  'target-image-opts': { kind: 'flag', description: 'refused: the output is given by file name' },
-  object: {
-    kind: 'value',
-    placeholder: 'OBJECT',
-    description: 'refused: it is for secrets of encrypted images',
-  },
+  ...IMAGE_OPTS_OPTIONS,
+  'target-image-opts': { kind: 'flag', description: 'with -n: the output is given by options' },
 } as const satisfies Record<string, OptionDefinition>;
 
 /** What the options ask for. */
 export interface ConvertChoices {
+  outputPath: string;
+  /** The output by its options, where it is given so. */
+  target: ImageDescription | undefined;
   outputFormat: 'qcow2' | 'raw';
   /** Of the output that is made; its size is none of them. */
   creation: CreateOptions;
@@ -152,8 +156,9 @@ export interface ConvertChoices {
  * @throws {Qcow2Error} `INVALID_OPTION` for values that cannot be, or not together
  */
 export function parseConvertOptions(args: ParsedArguments, imageCount: number): ConvertChoices {
-  refuseForeign(args);
-  const outputFormat = formatOption(args.value('output-format')).format ?? 'raw';
+  refuseObjects(args);
+  const { path: outputPath, target } = parseOutput(args);
+  const outputFormat = target?.format ?? formatOption(args.value('output-format')).format ?? 'raw';
   const isCreated = !args.flag('no-create');
   const creation = parseCreation(args, outputFormat);
   const isCompressed = args.flag('compress');
@@ -174,6 +179,8 @@ export function parseConvertOptions(args: ParsedArguments, imageCount: number): 
     throw usageError('--target-is-zero cannot be with -B: the output reads as its backing file');
   }
   return {
+    outputPath,
+    target,
     outputFormat,
     creation,
     isCreated,
@@ -190,16 +197,41 @@ export function parseConvertOptions(args: ParsedArguments, imageCount: number): 
   };
 }
 
-function refuseForeign(args: ParsedArguments): void {
-  if (args.flag('image-opts')) {
-    throw usageError('--image-opts is not supported here; give images as file names, with -f');
+/** What the last operand names. */
+interface GivenOutput {
+  path: string;
+  /** Where it is given by its options. */
+  target: ImageDescription | undefined;
+}
+
+function parseOutput(args: ParsedArguments): GivenOutput {
+  const operand = args.operands.at(-1) ?? '';
+  const exists = args.flag('no-create');
+  const format = args.value('output-format');
+  const isDescribed = args.flag('target-image-opts');
+  if (isDescribed && !exists) throw usageError('--target-image-opts requires use of -n flag');
+  if (isDescribed && format !== undefined) {
+    throw usageError('--image-opts and --format are mutually exclusive');
   }
-  if (args.flag('target-image-opts')) {
-    throw usageError('--target-image-opts is not supported here; give a file name, with -O and -n');
+  const given = isDescribed ? parseImageOptions(operand) : namedImage(operand, format ?? 'raw');
+  if (typeof given === 'string') return { path: given, target: undefined };
+  if (!exists) {
+    throw usageError('an output that is made is given by its name, not by options; or say -n');
   }
-  if (args.value('object') !== undefined) {
-    throw usageError('--object is not supported here: encrypted images are not written');
-  }
+  checkTarget(given, operand);
+  return { path: given.path, target: given };
+}
+
+function checkTarget({ format, window, readOnly }: ImageDescription, operand: string): void {
+  const problem =
+    format === undefined
+      ? 'say what the output is: driver=qcow2 or driver=raw'
+      : readOnly === true
+        ? 'Block node is read-only'
+        : window === undefined
+          ? undefined
+          : 'the output cannot be a part of a file';
+  if (problem !== undefined) throw new Qcow2Error('INVALID_OPTION', problem, { file: operand });
 }
 
 function parseCreation(args: ParsedArguments, format: 'qcow2' | 'raw'): CreateOptions {

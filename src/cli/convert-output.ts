@@ -109,7 +109,7 @@ function openRaw(path: string, { choices, size, inputs }: OutputRequest): Conver
 async function openQcow2(path: string, request: OutputRequest): Promise<ConvertOutput> {
   const { choices, size, inputs, open, run } = request;
   const { durable, creation, isCreated } = choices;
-  const options = { open, size, inputs, durable };
+  const options = { open, size, inputs, durable, target: choices.target };
   const output = isCreated
     ? await create(ImageOutput.create(path, creation, options), run)
     : ImageOutput.open(path, options);

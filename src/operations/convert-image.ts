@@ -6,6 +6,7 @@
  */
 
 import { statSync, truncateSync, unlinkSync } from 'node:fs';
+import type { ImageDescription } from '../chain/description.ts';
 import { parseReference } from '../chain/names.ts';
 import { openImage } from '../chain/open.ts';
 import type { ChainedQcow2Image, OpenImageOptions } from '../chain/open.ts';
@@ -27,6 +28,8 @@ export interface ImageOutputOptions {
   inputs: readonly string[];
   /** Whether what was written is to survive a power cut once the image is finished. */
   durable: boolean;
+  /** The output by its options, where it exists and is given so. */
+  target?: ImageDescription | undefined;
 }
 
 /** What became of an output that was given up. */
@@ -116,7 +119,12 @@ export class ImageOutput {
 
 function openOutput(path: string, options: ImageOutputOptions): ChainedQcow2Image {
   const { open, durable } = options;
-  const image = openImage(path, { ...open, format: 'qcow2', writable: true, forceShare: false });
+  const image = openImage(options.target ?? path, {
+    ...open,
+    format: 'qcow2',
+    writable: true,
+    forceShare: false,
+  });
   if (image.format !== 'qcow2') throw new TypeError('the format was given');
   for (const device of [image.file, image.dataFile?.device]) {
     if (device instanceof FileDevice) device.durable = durable;

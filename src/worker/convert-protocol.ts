@@ -1,12 +1,14 @@
 /** The messages between a conversion and the threads that prepare its chunks. */
 
+import type { ImageDescription } from '../chain/description.ts';
 import type { OpenImageOptions } from '../chain/open.ts';
 import type { ChunkRequest, ChunkSpec, PreparedChunk } from '../operations/convert-chunk.ts';
 import type { WireError } from './wire-error.ts';
 
 /** One of the images that are read, as each thread opens it for itself. */
 export interface ConvertInput {
-  path: string;
+  /** Its path, or a description of it. */
+  path: string | ImageDescription;
   options: OpenImageOptions;
   /** The snapshot to read rather than the disk. */
   snapshotId: string | undefined;

@@ -26,7 +26,7 @@ function openInput({ path, options, snapshotId }: ConvertInput): BlockDevice {
   const image = openImage(path, options);
   if (snapshotId === undefined) return image;
   if (image.format === 'qcow2') return image.openSnapshot(snapshotId);
-  throw new Qcow2Error('NOT_FOUND', `there is no snapshot '${snapshotId}'`, { file: path });
+  throw new Qcow2Error('NOT_FOUND', `there is no snapshot '${snapshotId}'`, { file: image.path });
 }
 
 port.on('message', ({ slot, offset, length }: ConvertRequest) => {

@@ -202,8 +202,8 @@ describe('bad use', () => {
     [['--bitmaps', '-O', 'qcow2', 'a', 'b', 'c'], '--bitmaps is for one image'],
     [['--skip-broken-bitmaps', 'a', 'b'], '--skip-broken-bitmaps requires --bitmaps'],
     [['-r', 'odd', 'a', 'b'], "the rate limit 'odd' is not a size"],
-    [['--image-opts', 'a', 'b'], '--image-opts is not supported here'],
-    [['--target-image-opts', 'a', 'b'], '--target-image-opts is not supported here'],
+    [['--image-opts', 'a', 'b'], "Cannot find device='a'"],
+    [['--target-image-opts', 'a', 'b'], '--target-image-opts requires use of -n'],
     [['--object', 'secret', 'a', 'b'], '--object is not supported here'],
   ])('%j', async (args, message) => {
     const { exitCode, stdout, stderr } = await convert(...args);

@@ -19,7 +19,8 @@ import type { ConvertChoices } from '../convert-options.ts';
 import { describeOutcome, filesOf, openConvertOutput, withOutcome } from '../convert-output.ts';
 import type { ConvertOutput } from '../convert-output.ts';
 import { asksForOptions, creationOptionsHelp } from '../creation-options.ts';
-import { formatOption, IMAGE_FORMATS, referenceOptions } from '../image-options.ts';
+import { formatOption, givenImage, IMAGE_FORMATS, referenceOptions } from '../image-options.ts';
+import type { GivenImage } from '../image-options.ts';
 import { driveSteps, InterruptedError, Interrupts, ProgressReporter } from '../progress.ts';
 import { openSnapshot } from '../snapshot-option.ts';
 import { reportInterrupt } from '../write-options.ts';
@@ -59,11 +60,12 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const paths = args.operands.slice(0, -1);
   const choices = parseConvertOptions(args, paths.length);
   const open = { ...formatOption(args.value('format')), ...referenceOptions(args) };
+  const sources = paths.map((path) => givenImage(args, path));
   const images: Image[] = [];
   try {
-    for (const path of paths) images.push(openImage(path, open));
+    for (const source of sources) images.push(openImage(source, open));
     for (const image of images) await prepareToRead(image);
-    return await convert(images, { args, choices, open, io });
+    return await convert(images, { args, choices, given: sources, open, io });
   } finally {
     for (const image of images) image.close();
   }
@@ -73,12 +75,14 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
 interface Call {
   args: ParsedArguments;
   choices: ConvertChoices;
+  /** What the images were given as. */
+  given: readonly GivenImage[];
   open: OpenImageOptions;
   io: CommandIo;
 }
 
-async function convert(images: readonly Image[], { args, choices, open, io }: Call) {
-  const outputPath = args.operands.at(-1) ?? '';
+async function convert(images: readonly Image[], { args, choices, given, open, io }: Call) {
+  const { outputPath } = choices;
   const isQuiet = args.flag('quiet');
   const sources = images.map((image) => {
     return choices.snapshot === undefined ? image : openSnapshot(image, choices.snapshot);
@@ -87,7 +91,7 @@ async function convert(images: readonly Image[], { args, choices, open, io }: Ca
     const source = sources[index];
     const snapshotId = source instanceof Qcow2Snapshot ? source.info.id : undefined;
     // The files are locked already.
-    return { path: image.path, options: { ...open, lock: false }, snapshotId };
+    return { path: given[index] ?? image.path, options: { ...open, lock: false }, snapshotId };
   });
   const source = new ConcatenatedDevice(sources);
   const show = args.flag('progress') && !isQuiet;
