@@ -3,6 +3,7 @@
  * in `qemu-img/` say which, and their calls show it. The list of options is the one that qemu-img prints.
  */
 
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { qemuImg } from '../support/qemu.ts';
@@ -101,6 +102,13 @@ describe('the tables', () => {
       if (!isPhrase) expect(cases.length, names[0]).toBeGreaterThan(0);
       if (state !== 'same') expect(remark, names[0]).toBeDefined();
     }
+  });
+
+  it('are summed up in README.md', () => {
+    const readme = readFileSync(join(import.meta.dirname, '../../README.md'), 'utf8');
+    const section = /^## Coming from qemu-img\n(.*?)^## /ms.exec(readme)?.[1] ?? '';
+    const rows = [...section.matchAll(/^\| `([a-z]+)` \|/gm)].map(([, name]) => name);
+    expect(rows).toEqual(SUBCOMMANDS.map(({ name }) => name));
   });
 
   it('are what src/cli/QEMU-IMG.md says', async () => {

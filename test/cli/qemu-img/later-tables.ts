@@ -23,7 +23,7 @@ export const AMEND: Subcommand = {
       wrong('-o compat=0.10'),
       wrong('-o compat=0.10 @disk.qcow2', { inUse: 'disk.qcow2' }),
     ]),
-    better('-o', 'takes effect in one instant, whatever is changed with it', [
+    better('-o', 'all but the size takes effect in one instant', [
       amended('lazy_refcounts=on'),
       call('-o lazy_refcounts=on -o size=5M @plain.qcow2', PLAIN),
       wrong('-o nope=1 @plain.qcow2'),
