@@ -1,6 +1,7 @@
 /** The options of `qcow2 serve`. */
 
 import { NBD_DEFAULT_PORT } from '../export/nbd/protocol.ts';
+import type { NbdTlsOptions } from '../export/nbd/tls.ts';
 import { usageError } from './command.ts';
 import type { OptionDefinition, ParsedArguments } from './command.ts';
 import { FORCE_SHARE_OPTION } from './image-options.ts';
@@ -86,6 +87,29 @@ const SOCKET_OPTIONS = {
   },
 } as const satisfies Record<string, OptionDefinition>;
 
+const TLS_OPTIONS = {
+  tls: {
+    kind: 'value',
+    placeholder: 'MODE',
+    description: 'encrypted connections: off (the default), on (who wants), or require',
+    choices: ['off', 'on', 'require'],
+  },
+  'tls-certificates': {
+    kind: 'value',
+    placeholder: 'DIR',
+    description: 'server-cert.pem, server-key.pem and ca-cert.pem are there',
+  },
+  'tls-verify-peer': {
+    kind: 'flag',
+    description: 'take only clients with a certificate of that authority',
+  },
+  'tls-psk': {
+    kind: 'value',
+    placeholder: 'FILE',
+    description: 'users and keys (psktool), in place of certificates',
+  },
+} as const satisfies Record<string, OptionDefinition>;
+
 const SERVER_OPTIONS = {
   'max-clients': {
     kind: 'value',
@@ -108,7 +132,12 @@ const SERVER_OPTIONS = {
 } as const satisfies Record<string, OptionDefinition>;
 
 /** All of them, as the help lists them. */
-export const SERVE_OPTIONS = { ...IMAGE_OPTIONS, ...SOCKET_OPTIONS, ...SERVER_OPTIONS };
+export const SERVE_OPTIONS = {
+  ...IMAGE_OPTIONS,
+  ...SOCKET_OPTIONS,
+  ...TLS_OPTIONS,
+  ...SERVER_OPTIONS,
+};
 
 /**
  * The value of an option that is a whole number.
@@ -126,4 +155,24 @@ export function numberOption(
     throw usageError(`--${name} must be a number from ${minimum} to ${maximum}, not '${text}'`);
   }
   return value;
+}
+
+/**
+ * What `--tls` and its companions ask for; undefined without TLS.
+ * @throws {Qcow2Error} `INVALID_OPTION`
+ */
+export function tlsOptions(args: ParsedArguments): NbdTlsOptions | undefined {
+  const [certificates, pskFile] = [args.value('tls-certificates'), args.value('tls-psk')];
+  const isDescribed = certificates !== undefined || pskFile !== undefined;
+  // Whoever names keys wants them to be used.
+  const mode = args.choice('tls', ['off', 'on', 'require'], isDescribed ? 'require' : 'off');
+  if (mode === 'off') {
+    if (isDescribed)
+      throw usageError('--tls=off goes with neither --tls-certificates nor --tls-psk');
+    return undefined;
+  }
+  if (!isDescribed || (certificates !== undefined && pskFile !== undefined)) {
+    throw usageError('TLS needs either --tls-certificates or --tls-psk');
+  }
+  return { mode, certificates, pskFile, verifyPeer: args.flag('tls-verify-peer') };
 }

@@ -9,7 +9,7 @@ import type { NbdAddress, NbdServer } from '../../export/nbd/server.ts';
 import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import { openImages, writeTarget } from '../serve-images.ts';
-import { numberOption, SERVE_OPTIONS } from '../serve-options.ts';
+import { numberOption, SERVE_OPTIONS, tlsOptions } from '../serve-options.ts';
 import { formatSizeWithBytes } from '../size.ts';
 
 /** Exports that are listed when the server starts; `nbdinfo --list` shows all. */
@@ -46,10 +46,12 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const verbose = args.flag('verbose');
   const address = addressOf(args);
   const written = writeTarget(args);
+  const tls = tlsOptions(args);
   const served = await openImages(args);
   try {
     const server = await serveNbd(served.exports, address, {
       maxClients,
+      tls,
       log: (message, level) => {
         if (verbose || level === 'warning') io.stderr(`qcow2: ${printable(message)}\n`);
       },

@@ -15,6 +15,7 @@ import { HeaderSize } from './headers.ts';
 import { ReplyWriter } from './reply-writer.ts';
 import type { BufferPool } from './reply-writer.ts';
 import { stayAwake } from './stay-awake.ts';
+import type { TlsService } from './tls.ts';
 import { Transmission } from './transmission.ts';
 
 /** Bytes of reply buffers that may be on their way to one client before its requests wait. */
@@ -34,6 +35,8 @@ const LINGER_MS = 30_000;
 export interface ConnectionContext {
   readonly exports: ExportTable;
   readonly pool: BufferPool;
+  /** For clients that want, or have to use, TLS. */
+  readonly tls: TlsService | undefined;
   /** How long a client may take to choose its export. */
   readonly handshakeTimeoutMs: number;
   /** A line for the log about this client. */
@@ -46,7 +49,8 @@ const NO_INPUT = Buffer.alloc(0);
 
 /** A client of the server. */
 export class Connection {
-  readonly #socket: Socket;
+  /** Encrypted after `NBD_OPT_STARTTLS`. */
+  #socket: Socket;
   readonly #context: ConnectionContext;
   readonly #handshake: Handshake;
   readonly #handshakeTimer: NodeJS.Timeout;
@@ -63,7 +67,7 @@ export class Connection {
   #singleRequests = 0;
   #inputEnded = false;
   /** What keeps requests from being looked at, besides that there are none. */
-  #waitingFor: 'client' | 'turn' | undefined;
+  #waitingFor: 'client' | 'turn' | 'tls' | undefined;
   /** Buffers being sent, oldest first, and their bytes. */
   readonly #outstanding: Uint8Array[] = [];
   #outstandingBytes = 0;
@@ -73,7 +77,7 @@ export class Connection {
   constructor(socket: Socket, context: ConnectionContext) {
     this.#socket = socket;
     this.#context = context;
-    this.#handshake = new Handshake(context.exports);
+    this.#handshake = new Handshake(context.exports, context.tls?.mode);
     this.#writer = new ReplyWriter(context.pool, (buffer, length) =>
       this.#sendReplies(buffer, length),
     );
@@ -81,11 +85,15 @@ export class Connection {
       () => this.#abort('no export was chosen in time'),
       context.handshakeTimeoutMs,
     );
-    socket.on('data', (chunk: Buffer) => this.#onData(chunk));
-    socket.on('end', () => this.#onEnd());
-    socket.on('error', (error) => context.log(`connection lost: ${error.message}`, 'info'));
-    socket.on('close', () => this.#onClose());
+    this.#attach(socket);
     this.#sendMessage(this.#handshake.greeting());
+  }
+
+  #attach(socket: Socket): void {
+    socket.on('data', this.#onData);
+    socket.on('end', this.#onEnd);
+    socket.on('error', this.#onError);
+    socket.on('close', this.#onClose);
   }
 
   /** Lets the requests that have arrived be answered, then hangs up. */
@@ -104,7 +112,7 @@ export class Connection {
     this.#socket.destroy();
   }
 
-  #onData(chunk: Buffer): void {
+  readonly #onData = (chunk: Buffer): void => {
     if (this.#ended) return;
     if (this.#inputStart === this.#input.length) {
       this.#input = chunk;
@@ -117,12 +125,16 @@ export class Connection {
     this.#singleRequests =
       chunk.length <= HeaderSize.extendedRequest ? this.#singleRequests + 1 : 0;
     if (this.#singleRequests > SINGLES_BEFORE_POLLING) stayAwake();
-  }
+  };
 
-  #onEnd(): void {
+  readonly #onEnd = (): void => {
     this.#inputEnded = true;
     if (this.#waitingFor === undefined) this.#work();
-  }
+  };
+
+  readonly #onError = (error: Error): void => {
+    this.#context.log(`connection lost: ${error.message}`, 'info');
+  };
 
   /** Handles as much of the input as may be handled now. */
   #work(): void {
@@ -152,6 +164,11 @@ export class Connection {
   #stepHandshake(): boolean {
     const step = this.#handshake.step(this.#input.subarray(this.#inputStart));
     if (step.next === 'wait') return false;
+    if (step.next === 'starttls') {
+      this.#inputStart += step.consumed;
+      this.#startTls(step.reply);
+      return false;
+    }
     if (step.reply !== undefined) this.#sendMessage(step.reply);
     if (step.next === 'close') {
       if (step.reason === '') this.#end();
@@ -164,7 +181,6 @@ export class Connection {
       return true;
     }
     clearTimeout(this.#handshakeTimer);
-    if (step.next === 'starttls') return false;
     const { used, style, contexts } = step;
     this.#used = used;
     this.#context.log(`uses export '${used.name}'`, 'info');
@@ -179,6 +195,40 @@ export class Connection {
       onError: (error) => this.#logError(used.name, error),
     });
     return false;
+  }
+
+  /** Answers in the clear for the last time, and goes on encrypted. */
+  #startTls(reply: Uint8Array): void {
+    const socket = this.#socket;
+    // Whatever arrived with the option could have been put there by anyone.
+    if (this.#inputStart < this.#input.length) {
+      this.#abort('more than NBD_OPT_STARTTLS arrived at once');
+      return;
+    }
+    this.#waitingFor = 'tls';
+    socket.off('data', this.#onData);
+    socket.off('end', this.#onEnd);
+    socket.pause();
+    socket.write(reply, () => void this.#secure(socket));
+  }
+
+  async #secure(socket: Socket): Promise<void> {
+    const { tls, log } = this.#context;
+    if (tls === undefined || this.#ended) return;
+    try {
+      const secured = await tls.upgrade(socket);
+      socket.off('close', this.#onClose);
+      this.#socket = secured;
+      this.#attach(secured);
+      if (this.#ended) secured.destroy();
+      log(`uses ${secured.getProtocol() ?? 'TLS'}`, 'info');
+    } catch (error) {
+      this.#context.log(`client dropped: no TLS: ${messageOf(error)}`, 'warning');
+      this.destroy();
+      return;
+    }
+    this.#handshake.secured();
+    this.#waitingFor = undefined;
   }
 
   /** Continues after the other clients had their turn. */
@@ -255,8 +305,7 @@ export class Connection {
   }
 
   #logError(exportName: string, error: unknown): void {
-    const message = error instanceof Error ? error.message : String(error);
-    this.#context.log(`export '${exportName}': ${message}`, 'warning');
+    this.#context.log(`export '${exportName}': ${messageOf(error)}`, 'warning');
   }
 
   /** Hangs up because of what the client did. */
@@ -273,7 +322,7 @@ export class Connection {
     this.#socket.destroySoon();
   }
 
-  #onClose(): void {
+  readonly #onClose = (): void => {
     this.#ended = true;
     clearTimeout(this.#handshakeTimer);
     clearTimeout(this.#lingerTimer);
@@ -284,5 +333,9 @@ export class Connection {
     if (this.#used !== undefined) this.#context.exports.release(this.#used);
     this.#used = undefined;
     this.#context.onClosed(this);
-  }
+  };
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }

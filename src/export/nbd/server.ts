@@ -15,9 +15,12 @@ import { listen } from './listen.ts';
 import type { Listener, NbdAddress } from './listen.ts';
 import { RateLimitedLog } from './rate-limited-log.ts';
 import { BufferPool } from './reply-writer.ts';
+import { loadTls } from './tls.ts';
+import type { NbdTlsOptions, TlsService } from './tls.ts';
 
 export type { NbdExport } from './exports.ts';
 export type { NbdAddress } from './listen.ts';
+export type { NbdTlsOptions } from './tls.ts';
 
 /** Options of {@link serveNbd}. */
 export interface NbdServerOptions {
@@ -25,6 +28,8 @@ export interface NbdServerOptions {
   maxClients?: number;
   /** Milliseconds in which a client must have chosen its export (default 60,000). */
   handshakeTimeoutMs?: number;
+  /** Encrypt connections (default: there is no TLS). */
+  tls?: NbdTlsOptions | undefined;
   /**
    * Told, a line at a time, what happens: `warning` for reads that failed and clients that were
    * dropped (at most ten in ten seconds), `info` for clients that come and go.
@@ -39,11 +44,11 @@ export interface CloseOptions {
 }
 
 /**
- * Serves devices over NBD, for reading.
+ * Serves devices over NBD, for reading, and for writing where an export says so.
  *
- * Speaks fixed newstyle negotiation (`NBD_OPT_EXPORT_NAME`, `LIST`, `INFO`, `GO`, `ABORT`) and
- * simple replies. Writes are refused with `NBD_EPERM`; reads that fail are answered with
- * `NBD_EIO`, and the connection goes on.
+ * Speaks fixed newstyle negotiation with all its options, and simple, structured and extended
+ * replies: see `README.md` beside this file. What fails is answered with an error of the protocol,
+ * and the connection goes on.
  *
  * @param exports at least one; the first is also served under the empty name, as the default
  * @param address where to listen
@@ -86,7 +91,9 @@ export class NbdServer implements AsyncDisposable {
    * Every client that knows NBD URIs can open them.
    */
   uris(exportName = ''): string[] {
-    return [...new Set(this.#listeners.flatMap((listener) => listener.uriOf(exportName) ?? []))];
+    const uris = this.#listeners.flatMap((listener) => listener.uriOf(exportName) ?? []);
+    const scheme = this.#clients.isTlsRequired ? 'nbds' : 'nbd';
+    return [...new Set(uris.map((uri) => uri.replace(/^nbd/, scheme)))];
   }
 
   /** Clients that are connected now. */
@@ -119,6 +126,7 @@ class ClientSet {
   readonly #pool = new BufferPool();
   readonly #maxClients: number;
   readonly #handshakeTimeoutMs: number;
+  readonly #tls: TlsService | undefined;
   readonly #log: NonNullable<NbdServerOptions['log']>;
   readonly #warnings: RateLimitedLog;
   #clientNumber = 0;
@@ -129,8 +137,13 @@ class ClientSet {
     this.#exports = exports;
     this.#maxClients = maxClients;
     this.#handshakeTimeoutMs = handshakeTimeoutMs;
+    this.#tls = options.tls && loadTls(options.tls);
     this.#log = log;
     this.#warnings = new RateLimitedLog((message) => log(message, 'warning'));
+  }
+
+  get isTlsRequired(): boolean {
+    return this.#tls?.mode === 'require';
   }
 
   get size(): number {
@@ -154,6 +167,7 @@ class ClientSet {
     const connection = new Connection(socket, {
       exports: this.#exports,
       pool: this.#pool,
+      tls: this.#tls,
       handshakeTimeoutMs: this.#handshakeTimeoutMs,
       log,
       onClosed: (closed) => {
