@@ -11,6 +11,7 @@ import { DeviceChannel } from '../export/fuse/device-channel.ts';
 import { ErrorLog } from '../export/fuse/error-log.ts';
 import { Invalidations } from '../export/fuse/invalidations.ts';
 import { FuseSession } from '../export/fuse/session.ts';
+import { becomeIoFlusher } from '../host/io-flusher.ts';
 import { loadLibc } from '../host/libc.ts';
 import { openForMount } from './fuse-image.ts';
 import type { OpenedImage } from './fuse-image.ts';
@@ -27,6 +28,9 @@ function tell(message: WorkerMessage): void {
 
 // Not through process.stderr, which the blocked thread would never get to flush.
 const log = new ErrorLog((line) => writeSync(2, `${line}\n`));
+
+// The files in an image are written through this thread, which must not wait for that in its turn.
+if (request.files !== undefined && request.access !== 'ro') becomeIoFlusher();
 
 function serve({ tree }: OpenedImage, fd: number): void {
   const jobsDone = words.subarray(Control.jobsDone);

@@ -7,10 +7,14 @@ import type { Image } from '../chain/open.ts';
 import { prepareToRead } from '../chain/prepare.ts';
 import type { BlockDevice } from '../device/block-device.ts';
 import { FileDevice } from '../device/file.ts';
+import { SliceDevice } from '../device/slice.ts';
+import type { SliceRange } from '../device/slice.ts';
 import { FileTree } from '../export/fuse/file-tree.ts';
 import { imageTree } from '../export/fuse/image-tree.ts';
 import type { ImageParts, ImageTree } from '../export/fuse/image-tree.ts';
 import { WritableDisk } from '../export/fuse/writable-disk.ts';
+import { recognizeFilesystems } from '../format/filesystem/index.ts';
+import type { Filesystem } from '../format/filesystem/index.ts';
 import { readPartitionTable } from '../format/partition/index.ts';
 import type { PartitionTable } from '../format/partition/index.ts';
 import { formatMapJson } from '../operations/format-map.ts';
@@ -144,18 +148,30 @@ function allocatedBytes({ file }: Image): number {
   return file.isBlockDevice ? Number.MAX_SAFE_INTEGER / 2 : file.allocatedSize;
 }
 
+/** Partitions whose content is looked at: a table may have thousands. */
+const MAX_EXAMINED = 128;
+
+function filesystemsIn(disk: BlockDevice, { offset, length }: SliceRange): Filesystem[] {
+  return recognizeFilesystems(new SliceDevice(disk, { offset, length }));
+}
+
 function summarize(parts: ImageParts, layout: ImageTree, format: string): ImageSummary {
   return {
     format,
-    disk: { file: 'disk.raw', size: parts.disk.size },
+    disk: {
+      file: 'disk.raw',
+      size: parts.disk.size,
+      filesystems: recognizeFilesystems(parts.disk),
+    },
     partitionScheme: parts.table.scheme,
-    partitions: layout.partitions.map(({ file, partition }) => ({
+    partitions: layout.partitions.map(({ file, partition }, index) => ({
       file: `partitions/${file}`,
       size: partition.length,
       number: partition.number,
       type: partition.type,
       typeName: partition.typeName,
       name: partition.name,
+      filesystems: index < MAX_EXAMINED ? filesystemsIn(parts.disk, partition) : [],
     })),
     snapshots: parts.snapshots.map(({ id, name }, index) => ({
       id,

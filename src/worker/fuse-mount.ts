@@ -23,6 +23,8 @@ import { abortConnection, mountFuse, raiseReadAhead, unmountFuse } from '../host
 import { findMount } from '../host/mountinfo.ts';
 import { processStartTime } from '../host/processes.ts';
 import { openForMount } from './fuse-image.ts';
+import { mountFiles } from './fuse-files.ts';
+import type { MountedStack } from './fuse-files.ts';
 import { removeEmptyDirectory } from './fuse-mounts.ts';
 import { fromWireError } from './wire-error.ts';
 import { Control } from './fuse-request.ts';
@@ -36,6 +38,7 @@ import type {
   WorkerMessage,
 } from './fuse-request.ts';
 import { currentUser, removeState, stateFile, writeState } from './fuse-state.ts';
+import type { RecordedFiles } from './fuse-state.ts';
 
 /** What the kernel may read ahead; more gained nothing (bench fuse-seq), and root only can. */
 const READ_AHEAD_KIB = 1024;
@@ -77,6 +80,8 @@ interface Served {
    * was written last may be lost.
    */
   ended: Promise<void>;
+  /** Number of the mounted filesystem, as in `0:45`; undefined where that cannot be told. */
+  device: string | undefined;
   /** Ends the connection although the mount is in use. */
   cutOff(): Promise<void>;
 }
@@ -93,14 +98,16 @@ export async function startMount(request: MountRequest): Promise<ActiveMount> {
   try {
     served = await serve(request);
   } catch (error) {
-    if (request.madeDirectory) removeEmptyDirectory(directory);
+    removeMade(request);
     throw error;
   }
   raiseReadAhead(directory, READ_AHEAD_KIB);
-  record(request, served.channel);
+  const status: RecordedStatus = { channel: served.channel, device: served.device };
+  record(request, status);
   const tidy = (): void => {
     detach(directory);
-    if (request.madeDirectory) removeEmptyDirectory(directory);
+    for (const made of status.files?.madeDirectories ?? []) removeEmptyDirectory(made);
+    removeMade(request);
   };
   const ended = served.ended.then(
     () => {
@@ -111,32 +118,84 @@ export async function startMount(request: MountRequest): Promise<ActiveMount> {
       tidy();
       // For whoever unmounted it: nobody else may look at the log.
       const failure = error instanceof Error ? error.message : String(error);
-      record(request, served.channel, failure);
+      record(request, { ...status, failure });
       throw error;
     },
   );
-  const { summary, channel, fallbackReason } = served;
+  let stack: MountedStack | undefined;
+  try {
+    stack = await mountStack(request, served.summary, status);
+  } catch (error) {
+    detach(directory);
+    await ended.catch(() => undefined);
+    throw error;
+  }
   return {
-    summary: {
-      directory,
-      image: request.image,
-      access: request.access,
-      ...(request.overlay === undefined ? {} : { overlay: request.overlay }),
-      channel,
-      ...(fallbackReason === undefined ? {} : { fallbackReason }),
-      pid: process.pid,
-      ...summary,
-    },
+    summary: summarize(request, served, stack),
     ended,
     async stop() {
-      try {
-        unmountFuse(directory);
-      } catch {
-        await served.cutOff();
+      if (stack !== undefined) await endStack(stack, served);
+      else {
+        try {
+          unmountFuse(directory);
+        } catch {
+          await served.cutOff();
+        }
       }
       await ended.catch(() => undefined);
     },
   };
+}
+
+/** Goes on to the files, if they are asked for. */
+async function mountStack(
+  request: MountRequest,
+  summary: ImageSummary,
+  status: RecordedStatus,
+): Promise<MountedStack | undefined> {
+  const { files } = request;
+  if (files === undefined) return undefined;
+  const keepRecord = (recorded: RecordedFiles): void => {
+    status.files = recorded;
+    record(request, status);
+  };
+  return mountFiles({ request, files, summary, record: keepRecord });
+}
+
+function summarize(
+  { directory, image, access, overlay, files }: MountRequest,
+  { summary, channel, fallbackReason }: Served,
+  stack: MountedStack | undefined,
+): MountSummary {
+  return {
+    directory: files?.directory ?? directory,
+    image,
+    access,
+    ...(overlay === undefined ? {} : { overlay }),
+    channel,
+    ...(fallbackReason === undefined ? {} : { fallbackReason }),
+    pid: process.pid,
+    ...summary,
+    ...(stack === undefined ? {} : { files: stack.files }),
+    warnings: [...summary.warnings, ...(stack?.warnings ?? [])],
+  };
+}
+
+/** Ends the mounts of the files, and then that of the image, if users of the files keep it. */
+async function endStack(stack: MountedStack, served: Served): Promise<void> {
+  const ending = (async () => {
+    if (!(await stack.end())) return false;
+    await served.ended;
+    return true;
+  })().catch(() => false);
+  const timeout = sleep(WRITER_STOP_TIMEOUT_MS, false, { ref: false });
+  if (!(await Promise.race([ending, timeout]))) await served.cutOff();
+}
+
+/** Removes the directories that were made for a mount. */
+function removeMade({ directory, madeDirectory, files }: MountRequest): void {
+  if (madeDirectory) removeEmptyDirectory(directory);
+  if (files?.madeDirectory === true) removeEmptyDirectory(files.directory);
 }
 
 async function serve(request: MountRequest): Promise<Served> {
@@ -197,6 +256,7 @@ async function serveKernel(request: MountRequest): Promise<Served> {
     closeSync(fd);
     throw error;
   }
+  const device = findMount(directory)?.device;
   const ended = messages
     .next('ended')
     .then(({ failure }) => {
@@ -208,7 +268,8 @@ async function serveKernel(request: MountRequest): Promise<Served> {
     summary: opened.summary,
     channel: 'kernel',
     ended,
-    cutOff: () => stopWorker(request, words, ended),
+    device,
+    cutOff: () => stopWorker({ request, device, words, ended }),
   };
 }
 
@@ -217,18 +278,25 @@ function workerUrl(): URL {
   return new URL('./fuse-session.js', import.meta.url);
 }
 
-async function stopWorker(
-  { directory, access }: MountRequest,
-  words: Int32Array,
-  ended: Promise<void>,
-): Promise<void> {
-  const device = findMount(directory)?.device;
+async function stopWorker({
+  request: { directory, access },
+  device,
+  words,
+  ended,
+}: {
+  request: MountRequest;
+  device: string | undefined;
+  words: Int32Array;
+  ended: Promise<void>;
+}): Promise<void> {
   Atomics.store(words, Control.stop, 1);
-  // A request for the blocked worker to wake up by; whether it is answered does not matter.
-  statfs(directory).catch(() => undefined);
   const stops = (timeoutMs: number): Promise<boolean> =>
     hasStoppedWithin({ words, ended, timeoutMs });
-  if (await stops(STOP_TIMEOUT_MS)) return;
+  if (findMount(directory) !== undefined) {
+    // A request for the blocked worker to wake up by; whether it is answered does not matter.
+    statfs(directory).catch(() => undefined);
+    if (await stops(STOP_TIMEOUT_MS)) return;
+  }
   if (device !== undefined && abortConnection(device)) {
     if (await stops(access === 'ro' ? STOP_TIMEOUT_MS : WRITER_STOP_TIMEOUT_MS)) return;
   }
@@ -296,6 +364,7 @@ async function serveNative(request: MountRequest): Promise<Served> {
     summary,
     channel: 'fuse-native',
     ended,
+    device,
     // The connection itself ends with the process.
     cutOff: () => {
       detach(directory);
@@ -324,8 +393,18 @@ function detach(directory: string): void {
   }
 }
 
-function record(request: MountRequest, channel: ChannelName, failure?: string): void {
-  const { id, directory, image, access, madeDirectory, log } = request;
+/** The part of a record that is not in the request. */
+interface RecordedStatus {
+  channel: ChannelName;
+  device: string | undefined;
+  files?: RecordedFiles;
+  failure?: string;
+}
+
+function record(request: MountRequest, status: RecordedStatus): void {
+  const { id, image, access, log } = request;
+  const { channel, device = '', files, failure } = status;
+  const { directory, madeDirectory } = request.files ?? request;
   writeState({
     id,
     directory,
@@ -336,9 +415,10 @@ function record(request: MountRequest, channel: ChannelName, failure?: string): 
     since: new Date().toISOString(),
     channel,
     access,
-    device: findMount(directory)?.device ?? '',
+    device,
     madeDirectory,
     log: log ?? null,
+    ...(files === undefined ? {} : { files }),
     ...(failure === undefined ? {} : { failure }),
   });
 }

@@ -6,7 +6,7 @@ import { unmountFuse } from '../host/mount.ts';
 import { findMount, listMounts } from '../host/mountinfo.ts';
 import type { MountEntry } from '../host/mountinfo.ts';
 import { isAlive, processOwner, usersOfMount } from '../host/processes.ts';
-import { listStates, removeState } from './fuse-state.ts';
+import { listStates, mountsOf, removeState } from './fuse-state.ts';
 import type { FoundState } from './fuse-state.ts';
 
 /** Whether a mount works: `dead` if its process is gone; `unknown` if there is no record of it. */
@@ -79,8 +79,21 @@ function isServing({ pid, startTime, uid }: FoundState): boolean {
   return isAlive(pid, startTime ?? undefined) && (processOwner(pid) ?? uid) === uid;
 }
 
-function isMountOf(mount: MountEntry, { directory, device }: FoundState): boolean {
-  return mount.directory === directory && (device === '' || mount.device === device);
+function isMountOf(mount: MountEntry, state: FoundState): boolean {
+  return mountsOf(state).some(
+    ({ directory, device }) =>
+      mount.directory === directory && (device === '' || mount.device === device),
+  );
+}
+
+/** Directories of a record that something of it is mounted on, the topmost first. */
+function mountedOf(state: FoundState): string[] {
+  return mountsOf(state)
+    .map(({ directory }) => directory)
+    .filter((directory) => {
+      const mount = findMount(directory);
+      return mount !== undefined && isMountOf(mount, state);
+    });
 }
 
 /**
@@ -101,18 +114,17 @@ export function cleanStale(): string[] {
 
 /** Undoes a mount whose process is gone; returns whether anything was still mounted. */
 function clean(state: FoundState): boolean {
-  const mount = findMount(state.directory);
-  const isMounted = mount !== undefined && isMountOf(mount, state);
-  if (isMounted) {
+  const mounted = mountedOf(state);
+  for (const directory of mounted) {
     try {
-      unmountFuse(state.directory, { lazy: true });
+      unmountFuse(directory, { lazy: true });
     } catch {
       // Still there: the record stays for the next attempt.
       return false;
     }
   }
   forget(state);
-  return isMounted;
+  return mounted.length > 0;
 }
 
 /**
@@ -121,7 +133,10 @@ function clean(state: FoundState): boolean {
  */
 function forget(state: FoundState): void {
   if (state.uid !== (process.geteuid?.() ?? 0)) return;
-  if (state.madeDirectory) removeEmptyDirectory(state.directory);
+  const { directory, madeDirectory, files } = state;
+  for (const made of files?.madeDirectories ?? []) removeEmptyDirectory(made);
+  if (files !== undefined) removeEmptyDirectory(files.inner);
+  if (madeDirectory) removeEmptyDirectory(directory);
   removeState(state.file);
 }
 
@@ -168,7 +183,7 @@ export async function unmount(directory: string, request: UnmountRequest): Promi
     return status;
   }
   if (status === 'dead') {
-    unmountFuse(directory, { lazy: true });
+    for (const mounted of mountedOf(state)) unmountFuse(mounted, { lazy: true });
     clean(state);
     return status;
   }
@@ -192,7 +207,8 @@ function notMounted(directory: string): Qcow2Error {
 }
 
 async function unmountAlive(state: FoundState, lazy: boolean): Promise<void> {
-  unmountOrExplain(state.directory, { lazy, force: false });
+  const mounted = state.files === undefined ? [state.directory] : mountedOf(state);
+  for (const directory of mounted) unmountOrExplain(directory, { lazy, force: false });
   // After a lazy unmount the process lives until the last file is closed.
   const patienceMs = state.access === 'ro' ? EXIT_TIMEOUT_MS : WRITER_EXIT_TIMEOUT_MS;
   const gone = await waitForExit(state, lazy ? 500 : patienceMs);

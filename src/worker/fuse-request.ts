@@ -1,6 +1,7 @@
 /** What is handed between the command, the process that serves a mount, and its worker. */
 
 import type { InvalidationJob } from '../export/fuse/invalidations.ts';
+import type { Filesystem } from '../format/filesystem/index.ts';
 import type { FuseOptions } from './fuse-options.ts';
 import type { WireError } from './wire-error.ts';
 
@@ -42,6 +43,35 @@ export interface MountRequest extends ImageRequest {
   id: string;
   /** Path of the log; undefined in the foreground. */
   log?: string;
+  /** Go on to the files: `directory` is a private one then. */
+  files?: FilesRequest;
+}
+
+/** The files of an image, or of several of its partitions, that are asked for. Survives JSON. */
+export interface FilesRequest {
+  /** Absolute path of a directory that exists: where the files, or directories of them, will be. */
+  directory: string;
+  /** It was made for this mount, and goes with it. */
+  madeDirectory: boolean;
+  /** All partitions that hold files, each in a directory. */
+  all: boolean;
+  options: FuseOptions;
+}
+
+/** Files that are mounted. */
+export interface MountedFiles {
+  directory: string;
+  /** The file of the image that they are in, as in `partitions/2-root.raw`. */
+  file: string;
+  /** As in `2-root`. */
+  name: string;
+  /** The filesystem's. */
+  type: string;
+  label: string;
+  /** Of the kernel, or a program. */
+  driver: string;
+  /** A journal is left alone, so that what changed last may be missing or half done. */
+  journalIgnored: boolean;
 }
 
 /** A file of the tree that shows a disk or a part of one. */
@@ -52,8 +82,13 @@ export interface ShownFile {
   size: number;
 }
 
+/** A disk or partition, and what its signatures tell that it holds; the first counts most. */
+export interface ShownDisk extends ShownFile {
+  filesystems: Filesystem[];
+}
+
 /** A partition that a mount shows. */
-export interface ShownPartition extends ShownFile {
+export interface ShownPartition extends ShownDisk {
   number: number;
   /** The type's GUID or byte. */
   type: string;
@@ -65,7 +100,7 @@ export interface ShownPartition extends ShownFile {
 /** What a mount shows. Survives JSON. */
 export interface ImageSummary {
   format: string;
-  disk: ShownFile;
+  disk: ShownDisk;
   partitionScheme: string;
   partitions: ShownPartition[];
   snapshots: { id: string; name: string; directory: string }[];
@@ -80,6 +115,8 @@ export interface MountSummary extends ImageSummary {
   access: MountAccess;
   /** Where writes are kept, for `overlay`. */
   overlay?: string;
+  /** The files that are mounted, where they were asked for. */
+  files?: MountedFiles[];
   channel: ChannelName;
   /** Why the kernel channel was not used, where it would have been preferred. */
   fallbackReason?: string;

@@ -24,6 +24,16 @@ import { join } from 'node:path';
 import { hostError, Qcow2Error } from '../errors.ts';
 import type { ChannelName, MountAccess } from './fuse-request.ts';
 
+/** The record of what lies between an image and its files. */
+export interface RecordedFiles {
+  /** The private directory of the image. */
+  inner: string;
+  /** What is mounted, or about to be; the device is empty as long as it is not known. */
+  mounts: { directory: string; device: string }[];
+  /** Made for the mounts, within the directory of the record. */
+  madeDirectories: string[];
+}
+
 /** The record of one mount. */
 export interface MountState {
   /** Name of the record, without the suffix. */
@@ -45,6 +55,8 @@ export interface MountState {
   madeDirectory: boolean;
   /** Path of the log; null in the foreground. */
   log: string | null;
+  /** For a mount that goes on to the files. */
+  files?: RecordedFiles;
   /** It has ended, and what was written last may be lost, because of this. */
   failure?: string;
 }
@@ -55,7 +67,7 @@ export interface FoundState extends MountState {
   file: string;
 }
 
-/** A record is some hundred bytes and two paths. */
+/** A record is some hundred bytes and a few paths, or two for each of several partitions. */
 const MAX_RECORD_BYTES = 64 * 1024;
 
 /** Number of the user whose records are kept. */
@@ -201,8 +213,33 @@ function isMountState(value: unknown): value is MountState {
     (state.startTime === null || typeof state.startTime === 'string') &&
     typeof state.madeDirectory === 'boolean' &&
     (state.log === null || typeof state.log === 'string') &&
-    (state.failure === undefined || typeof state.failure === 'string')
+    (state.failure === undefined || typeof state.failure === 'string') &&
+    (state.files === undefined || isRecordedFiles(state.files))
   );
+}
+
+function isRecordedFiles(value: unknown): value is RecordedFiles {
+  if (typeof value !== 'object' || value === null) return false;
+  const { inner, mounts, madeDirectories } = value as Record<string, unknown>;
+  const isMount = (mount: unknown): boolean =>
+    typeof mount === 'object' &&
+    mount !== null &&
+    ['directory', 'device'].every(
+      (key) => typeof (mount as Record<string, unknown>)[key] === 'string',
+    );
+  return (
+    typeof inner === 'string' &&
+    Array.isArray(mounts) &&
+    mounts.every(isMount) &&
+    Array.isArray(madeDirectories) &&
+    madeDirectories.every((directory) => typeof directory === 'string')
+  );
+}
+
+/** What a record says is mounted, the topmost first. */
+export function mountsOf({ directory, device, files }: MountState): RecordedFiles['mounts'] {
+  if (files === undefined) return [{ directory, device }];
+  return [...files.mounts.toReversed(), { directory: files.inner, device }];
 }
 
 /** Name of the user who runs this process. */

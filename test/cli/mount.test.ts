@@ -68,11 +68,11 @@ describePeers(['root', '/dev/fuse', 'sfdisk', 'mkfs.ext4'], 'qcow2 mount', () =>
       const output = bench.ok('mount', 'disk.img');
       expect(output.split('\n')).toEqual([
         `${bench.path('disk.img')} is mounted on ${bench.path('disk')}`,
-        '  disk.raw                     40 MiB  raw',
-        expect.stringMatching(/^ {2}partitions\/1-boot\.raw {9}4 MiB {2}EFI.*, boot$/),
-        expect.stringMatching(
-          /^ {2}partitions\/2-root files\.raw {2}24 MiB {2}Linux.*, root files$/,
-        ),
+        '  Number  Size    Type              Label       Filesystem  File',
+        '          40 MiB  raw disk                                  disk.raw',
+        '  1        4 MiB  EFI system        boot                    partitions/1-boot.raw',
+        '  2       24 MiB  Linux filesystem  root files  ext4        partitions/2-root files.raw',
+        'see its files with: qcow2 mount --fs disk.img DIR',
         'unmount with: qcow2 unmount disk',
         '',
       ]);
@@ -108,8 +108,19 @@ describePeers(['root', '/dev/fuse', 'sfdisk', 'mkfs.ext4'], 'qcow2 mount', () =>
       disk: { file: 'disk.raw', size: 41_943_040 },
       partitionScheme: 'gpt',
       partitions: [
-        { number: 1, name: 'boot', file: 'partitions/1-boot.raw', size: 4_194_304 },
-        { number: 2, name: 'root files', file: 'partitions/2-root files.raw' },
+        {
+          number: 1,
+          name: 'boot',
+          file: 'partitions/1-boot.raw',
+          size: 4_194_304,
+          filesystem: null,
+        },
+        {
+          number: 2,
+          name: 'root files',
+          file: 'partitions/2-root files.raw',
+          filesystem: { type: 'ext4', usage: 'filesystem', label: '', size: 25_165_824 },
+        },
       ],
       unmount: "qcow2 unmount 'it'\\''s'",
     });
@@ -270,7 +281,9 @@ describePeers(['root', '/dev/fuse', 'sfdisk', 'mkfs.ext4'], 'qcow2 mount', () =>
       expect(readFileSync(`/proc/${line.pid}/cmdline`, 'latin1')).toContain('qcow2 mount');
       expect(existsSync(line.log!)).toBe(true);
       const [head, row] = bench.ok('mounts').split('\n');
-      expect(head).toMatch(/^Directory +Image +State +User +Since \(UTC\) +Process +Channel +Access$/);
+      expect(head).toMatch(
+        /^Directory +Image +State +User +Since \(UTC\) +Process +Channel +Access$/,
+      );
       expect(row).toContain(`${bench.path('m')}  ${bench.path('disk.img')}  alive  root  `);
     });
 

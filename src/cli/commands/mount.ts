@@ -4,18 +4,17 @@ import { randomBytes } from 'node:crypto';
 import { resolve } from 'node:path';
 import { defaultDirectory, prepareDirectory } from '../../worker/fuse-directory.ts';
 import { launchMount } from '../../worker/fuse-launch.ts';
+import { filesRequest } from '../../worker/fuse-files.ts';
 import { cleanStale, removeEmptyDirectory } from '../../worker/fuse-mounts.ts';
 import { parseFuseOptions } from '../../worker/fuse-options.ts';
 import type { MountRequest, MountSummary } from '../../worker/fuse-request.ts';
 import { nearestName, usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import { FORCE_SHARE_OPTION } from '../image-options.ts';
-import { formatSize } from '../size.ts';
+import { describeMount, describeMountJson } from '../mount-report.ts';
 
 const FORMATS = ['qcow2', 'raw'] as const;
 const CHANNELS = ['auto', 'kernel', 'fuse-native'] as const;
-/** Snapshots and layers that are listed; the directory shows all. */
-const MAX_LISTED = 10;
 
 const DETAILS = `\
 Returns when the mount can be used; a process in the background serves it until it is unmounted. \
@@ -36,6 +35,12 @@ disk and its partitions are files that accept writes, of a size that stays as it
 written is on the disk after fsync(2), and after the unmount, which waits for it; a crash loses no \
 more than it would of a real disk. Snapshots and layers are for reading.
 
+With --fs, DIR shows the files of the only partition that has a filesystem, of the one that \
+--partition names, or of the whole disk where there are no partitions; with --all, DIR holds a \
+directory for each. Root gets them from the drivers of the kernel; others from programs like \
+fuse2fs, if they are installed. A filesystem whose journal would have to be replayed is shown as \
+it is, and --temp replays it beside the image.
+
 Mount options (-o): allow_other, nonempty, uid=N, gid=N, mode=OCTAL, umask=OCTAL, fsname=NAME, \
 subtype=NAME, noexec, noatime, nodiratime, relatime, strictatime; direct_io reads past the kernel's \
 cache, which is quicker for whole images read once and slower for small reads.
@@ -53,6 +58,8 @@ export const command: CommandDefinition = {
     'qcow2 mount disk.qcow2',
     'qcow2 mount --snapshot before-upgrade disk.qcow2 /mnt/before',
     'qcow2 mount --partition 2 -o allow_other disk.qcow2 /mnt/root-partition',
+    'qcow2 mount --fs disk.qcow2 /mnt/disk',
+    'qcow2 mount --fs --all --temp disk.qcow2 /mnt/disk',
     'qcow2 mount --foreground disk.qcow2 /mnt/disk',
     'qcow2 mount --rw disk.qcow2 /mnt/disk',
     'qcow2 mount --overlay changes.qcow2 disk.qcow2 /mnt/disk',
@@ -78,6 +85,8 @@ export const command: CommandDefinition = {
       placeholder: 'N',
       description: 'show one partition as disk.raw, in place of the disk',
     },
+    fs: { kind: 'flag', description: 'go on to the files of the only, or of one, partition' },
+    all: { kind: 'flag', description: 'with --fs: each partition with files in a directory' },
     foreground: {
       kind: 'flag',
       description: 'stay, and unmount on Ctrl-C, SIGTERM and SIGHUP',
@@ -132,8 +141,10 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const channel = args.choice('channel', CHANNELS, 'auto');
   const output = outputOf(args);
   const partition = partitionOf(args);
+  const files = filesOf(args);
   cleanStale();
   const prepared = prepareDirectory(shownDirectory, { nonempty: options.nonempty });
+  const id = randomBytes(8).toString('hex');
   const request: MountRequest = {
     image: resolve(imageArgument!),
     ...access,
@@ -142,17 +153,25 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
     ...prepared,
     channel,
     options,
-    id: randomBytes(8).toString('hex'),
+    id,
+    ...(files === undefined ? {} : filesRequest({ id, prepared, options, all: files.all })),
   };
   const tell = (summary: MountSummary): void => {
-    const report = { summary, shownDirectory, verbose: args.flag('verbose'), output };
-    io.stdout(output === 'json' ? describeJson(report) : describe(report));
+    const report = {
+      summary,
+      shownImage: imageArgument!,
+      isPart: args.value('snapshot') !== undefined || partition !== undefined,
+      shownDirectory,
+      verbose: args.flag('verbose'),
+    };
+    io.stdout(output === 'json' ? describeMountJson(report) : describeMount(report));
     for (const warning of summary.warnings) io.stderr(`qcow2: ${summary.image}: ${warning}\n`);
   };
   try {
     if (args.flag('foreground')) await serveHere(request, tell);
     else tell(await launchMount(request));
   } catch (error) {
+    if (request.madeDirectory) removeEmptyDirectory(request.directory);
     if (prepared.madeDirectory) removeEmptyDirectory(prepared.directory);
     throw error;
   }
@@ -180,6 +199,19 @@ function accessOf(args: ParsedArguments): Pick<MountRequest, 'access' | 'overlay
   }
   if (overlay !== undefined) return { access: 'overlay', overlay: resolve(overlay) };
   return { access: args.flag('rw') ? 'rw' : 'temp' };
+}
+
+/** Whether the files are asked for, and those of all partitions. */
+function filesOf(args: ParsedArguments): { all: boolean } | undefined {
+  const all = args.flag('all');
+  if (!args.flag('fs')) {
+    if (all) throw usageError('--all says of which partitions --fs mounts the files: give both');
+    return undefined;
+  }
+  if (all && args.value('partition') !== undefined) {
+    throw usageError('--all and --partition exclude each other');
+  }
+  return { all };
 }
 
 type Output = 'human' | 'json';
@@ -226,73 +258,4 @@ async function serveHere(
   if (mayGoOn) tell(mount.summary);
   else stop();
   await mount.ended;
-}
-
-interface Report {
-  summary: MountSummary;
-  /** The directory as the user would name it. */
-  shownDirectory: string;
-  verbose: boolean;
-}
-
-function describeJson({ summary, shownDirectory }: Report): string {
-  const unmount = unmountCommand(shownDirectory);
-  return `${JSON.stringify({ ...summary, unmount }, undefined, 4)}\n`;
-}
-
-function describe({ summary, shownDirectory, verbose }: Report): string {
-  const { image, disk, partitions, snapshots, layers } = summary;
-  const way = printable(describeAccess(summary));
-  const lines = [`${printable(image)} is mounted on ${printable(summary.directory)}${way}`];
-  const rows = [
-    [disk.file, formatSize(disk.size), summary.format],
-    ...partitions.map(({ file, size, typeName, name }) => [
-      file,
-      formatSize(size),
-      name === '' ? typeName : `${typeName}, ${name}`,
-    ]),
-    ...snapshots.slice(0, MAX_LISTED).map(({ directory, name }) => [directory, '', name]),
-    ...layers.slice(0, MAX_LISTED).map(({ file, size }) => [file, formatSize(size), 'layer']),
-  ];
-  lines.push(...table(rows));
-  const hidden =
-    Math.max(0, snapshots.length - MAX_LISTED) + Math.max(0, layers.length - MAX_LISTED);
-  if (hidden > 0) lines.push(`  and ${hidden} more snapshots and layers`);
-  if (verbose) {
-    const reason = summary.fallbackReason === undefined ? '' : ` (${summary.fallbackReason})`;
-    lines.push(`channel: ${summary.channel}${reason}`, `process: ${summary.pid}`);
-  }
-  lines.push(`unmount with: ${unmountCommand(shownDirectory)}`);
-  return `${lines.join('\n')}\n`;
-}
-
-function describeAccess({ access, overlay }: MountSummary): string {
-  switch (access) {
-    case 'ro':
-      return '';
-    case 'rw':
-      return ', for writing too';
-    case 'temp':
-      return '; what is written is forgotten at the end';
-    case 'overlay':
-      return `; what is written goes to ${overlay}`;
-  }
-}
-
-function table(rows: readonly (readonly string[])[]): string[] {
-  const safe = rows.map((row) => row.map(printable));
-  const widths = [0, 1].map((column) => Math.max(...safe.map((row) => row[column]!.length)));
-  return safe.map(([file, size, text]) =>
-    `  ${file!.padEnd(widths[0]!)}  ${size!.padStart(widths[1]!)}  ${text!}`.trimEnd(),
-  );
-}
-
-/** Names come from the image: control characters must not reach the terminal. */
-function printable(text: string): string {
-  return text.replace(/\p{Cc}|\p{Cf}/gu, '?');
-}
-
-function unmountCommand(directory: string): string {
-  const isPlain = /^[\w./+:@%-]+$/.test(directory) && !directory.startsWith('-');
-  return `qcow2 unmount ${isPlain ? directory : `'${directory.replaceAll("'", `'\\''`)}'`}`;
 }
