@@ -12,6 +12,7 @@ import {
 import { hostError, Qcow2Error } from '../errors.ts';
 import { fallocate } from '../host/fallocate.ts';
 import type { FallocateMode } from '../host/fallocate.ts';
+import type { SpaceReserver } from '../host/reserve-space.ts';
 import { hostRunAt } from '../host/seek-hole.ts';
 import { checkRange } from './block-device.ts';
 import type { Extent, HostFile, HostRange, WriteZeroesOptions } from './block-device.ts';
@@ -68,6 +69,8 @@ export class FileDevice implements HostFile {
    * the host likes: for files that are made anew if the host fails before they are finished.
    */
   durable = true;
+  /** Reserves space for long writes before they are made (default: nothing does). */
+  reserver: SpaceReserver | undefined;
   /** The part of the file that this is; undefined for all of it. */
   readonly window: FileWindow | undefined;
   /** Byte of the file at which the device starts. */
@@ -174,6 +177,7 @@ export class FileDevice implements HostFile {
     const { length } = source;
     this.#prepareWrite(offset, length);
     const fd = this.descriptor;
+    this.reserver?.prepare({ fd, offset, length, path: this.path });
     this.#transfer(offset, length, (done) => {
       const count = Math.min(length - done, MAX_TRANSFER_BYTES);
       return writeSync(fd, source, done, count, this.#start + offset + done);
@@ -190,6 +194,7 @@ export class FileDevice implements HostFile {
     const length = parts.reduce((sum, part) => sum + part.length, 0);
     this.#prepareWrite(offset, length);
     const fd = this.descriptor;
+    this.reserver?.prepare({ fd, offset, length, path: this.path });
     this.#transfer(offset, length, (done) => {
       const at = this.#start + offset + done;
       return writevSync(fd, done === 0 ? parts : partsFrom(parts, done), at);

@@ -1,7 +1,7 @@
 /** Several devices one behind the other, each rounded up to sectors of 512 bytes. Only for reading. */
 
 import { checkRange, ReadOnlyDevice } from '../device/block-device.ts';
-import type { BlockDevice, Extent } from '../device/block-device.ts';
+import type { BlockDevice, Extent, HostRange } from '../device/block-device.ts';
 import { padToSector } from './sector-padded.ts';
 
 /** One of the devices, and where it starts. */
@@ -46,6 +46,15 @@ export class ConcatenatedDevice extends ReadOnlyDevice {
         yield { ...extent, offset: extent.offset + start };
       }
     }
+  }
+
+  hostRange(offset: number, length: number): HostRange | undefined {
+    checkRange(offset, length, this.size);
+    for (const { start, device } of this.#parts) {
+      const from = offset - start;
+      if (from >= 0 && from + length <= device.size) return device.hostRange?.(from, length);
+    }
+    return undefined;
   }
 
   override close(): void {

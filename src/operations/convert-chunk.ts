@@ -77,8 +77,22 @@ export class ChunkPreparer {
     bytes: Uint8Array,
     compressed: Uint8Array | undefined,
   ): PreparedChunk {
-    const data = bytes.subarray(0, length);
-    const unreadable = this.#read(data, offset);
+    const unreadable = this.#read(bytes.subarray(0, length), offset);
+    return this.examine({ offset, length }, bytes, compressed, unreadable);
+  }
+
+  /**
+   * Prepares a chunk that has been read.
+   *
+   * @param bytes what was read, with room for a chunk
+   * @param compressed as {@link prepare}
+   */
+  examine(
+    { offset, length }: ChunkRequest,
+    bytes: Uint8Array,
+    compressed?: Uint8Array,
+    unreadable: UnreadableRange[] = [],
+  ): PreparedChunk {
     const { compression, sparse } = this.#spec;
     if (compression !== undefined) {
       const { clusterSize } = compression;
@@ -93,6 +107,7 @@ export class ChunkPreparer {
     }
     if (sparse === undefined) return { runs: [0, length], lengths: [], unreadable };
     const runs: number[] = [];
+    const data = bytes.subarray(0, length);
     for (const { start, end } of nonZeroRuns(data, { ...sparse, offset })) runs.push(start, end);
     return { runs, lengths: [], unreadable };
   }

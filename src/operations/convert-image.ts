@@ -11,6 +11,7 @@ import { parseReference } from '../chain/names.ts';
 import { openImage } from '../chain/open.ts';
 import type { ChainedQcow2Image, OpenImageOptions } from '../chain/open.ts';
 import { FileDevice } from '../device/file.ts';
+import { SpaceReserver } from '../host/reserve-space.ts';
 import type { ConvertTarget } from './convert.ts';
 import { createSteps } from './create.ts';
 import type { CreateOptions } from './create.ts';
@@ -127,7 +128,9 @@ function openOutput(path: string, options: ImageOutputOptions): ChainedQcow2Imag
   });
   if (image.format !== 'qcow2') throw new TypeError('the format was given');
   for (const device of [image.file, image.dataFile?.device]) {
-    if (device instanceof FileDevice) device.durable = durable;
+    if (!(device instanceof FileDevice)) continue;
+    device.durable = durable;
+    device.reserver = new SpaceReserver(device.path);
   }
   return image;
 }

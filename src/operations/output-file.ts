@@ -22,6 +22,7 @@ import { FileDevice } from '../device/file.ts';
 import { hostError, Qcow2Error } from '../errors.ts';
 import { fallocate } from '../host/fallocate.ts';
 import { lockFile, LockRequests } from '../host/locks.ts';
+import { SpaceReserver } from '../host/reserve-space.ts';
 import { firstBlockBytes } from './first-block.ts';
 
 /** How an {@link OutputFile} is opened. */
@@ -49,6 +50,7 @@ export class OutputFile {
   /** Whether the file did not exist before. */
   readonly isNew: boolean;
   #fd: number;
+  readonly #reserver: SpaceReserver;
 
   /**
    * @throws {Qcow2Error} `HOST` if it cannot be opened, `REFUSED` if it is an input, or a block
@@ -60,6 +62,7 @@ export class OutputFile {
     const { fd, isNew } = openForWriting(path, mode);
     this.#fd = fd;
     this.isNew = isNew;
+    this.#reserver = new SpaceReserver(path);
     try {
       const stats = fstatSync(fd);
       if (!stats.isFile() && !stats.isBlockDevice()) {
@@ -89,6 +92,7 @@ export class OutputFile {
   /** Writes all of `bytes` at `offset`. */
   write(bytes: Uint8Array, offset: number): void {
     const { length } = bytes;
+    this.#reserver.prepare({ fd: this.#fd, offset, length, path: this.path });
     try {
       for (let done = 0; done < length;) {
         done += writeSync(this.#fd, bytes, done, length - done, offset + done);

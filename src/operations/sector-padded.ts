@@ -4,7 +4,7 @@
  */
 
 import { checkRange, mergeExtents, ReadOnlyDevice } from '../device/block-device.ts';
-import type { BlockDevice, Extent } from '../device/block-device.ts';
+import type { BlockDevice, Extent, HostRange } from '../device/block-device.ts';
 import { alignUp } from '../util/bytes.ts';
 
 /** Bytes of a sector. */
@@ -35,6 +35,12 @@ class SectorPaddedDevice extends ReadOnlyDevice {
   override extents(offset: number, length: number): Iterable<Extent> {
     checkRange(offset, length, this.size);
     return mergeExtents(this.#paddedExtents(offset, offset + length));
+  }
+
+  hostRange(offset: number, length: number): HostRange | undefined {
+    checkRange(offset, length, this.size);
+    const isInside = offset + length <= this.#inner.size;
+    return isInside ? this.#inner.hostRange?.(offset, length) : undefined;
   }
 
   override close(): void {

@@ -40,10 +40,12 @@ export function* nonZeroRuns(
     const isCoarse =
       blockBytes < COARSE_BYTES &&
       (offset + at) % COARSE_BYTES === 0 &&
+      buffer[at] === 0 &&
       isAllZero(buffer.subarray(at, coarseEnd));
     const blockEnd = at + blockBytes - ((offset + at) % blockBytes);
     const end = isCoarse ? coarseEnd : Math.min(blockEnd, length);
-    if (isCoarse || isAllZero(buffer.subarray(at, end))) {
+    // Most data shows itself in its first byte, without a call.
+    if (isCoarse || (buffer[at] === 0 && isAllZero(buffer.subarray(at, end)))) {
       if (zeroStart < 0) zeroStart = at;
     } else {
       if (zeroStart >= 0 && at - zeroStart >= minimumZeroBytes) {

@@ -1,5 +1,6 @@
 /** The messages between a conversion and the threads that prepare its chunks. */
 
+import type { MessagePort } from 'node:worker_threads';
 import type { ImageDescription } from '../chain/description.ts';
 import type { OpenImageOptions } from '../chain/open.ts';
 import type { ChunkRequest, ChunkSpec, PreparedChunk } from '../operations/convert-chunk.ts';
@@ -20,6 +21,8 @@ export interface ConvertWorkerData {
   spec: ChunkSpec;
   /** Memory for the chunks: for what is read, and with compression as much behind it. */
   slots: readonly SharedArrayBuffer[];
+  /** Where requests come from, and responses go. */
+  port: MessagePort;
   /** One number: that of the threads that have started. */
   started: Int32Array;
 }

@@ -2,10 +2,12 @@
 
 import { availableParallelism } from 'node:os';
 import type { Image } from '../chain/open.ts';
+import type { BlockDevice } from '../device/block-device.ts';
 import { FileDevice } from '../device/file.ts';
 import type { ChunkSpec } from '../operations/convert-chunk.ts';
+import { DirectChunks } from '../operations/convert-direct.ts';
 import type { ChunkSource } from '../operations/convert.ts';
-import { ConvertPool } from './convert-pool.ts';
+import { ConvertPool, poolDepth } from './convert-pool.ts';
 import type { ConvertPoolOptions } from './convert-pool.ts';
 
 /** Below so many stored bytes starting threads takes longer than they save. */
@@ -23,10 +25,9 @@ export function threadsFor(
   wanted: number,
   { images, spec }: { images: readonly Image[]; spec: ChunkSpec },
 ): number {
-  // Where nothing is compressed, one thread reads faster than this one writes.
+  // What is not compressed here or there is read as it is.
   const isPlain = spec.compression === undefined && images.every(({ format }) => format === 'raw');
-  const useful = isPlain ? 1 : availableParallelism();
-  const threads = Math.min(wanted, MAX_THREADS, useful);
+  const threads = Math.min(wanted, MAX_THREADS, isPlain ? 0 : availableParallelism());
   const minimum = spec.compression === undefined ? MIN_BYTES : MIN_BYTES_TO_COMPRESS;
   const stored = images.reduce((sum, image) => sum + storedBytes(image), 0);
   return wanted < 2 || availableParallelism() < 2 || stored < minimum ? 0 : threads;
@@ -57,5 +58,25 @@ export async function withPool<Result>(
     return await action(pool);
   } finally {
     await pool.close();
+  }
+}
+
+/**
+ * Calls `action` with what prepares the chunks of `source`: as {@link withPool} to compress, and
+ * otherwise with threads only once there is a chunk that cannot be read as it is.
+ */
+export async function withChunks<Result>(
+  options: ConvertPoolOptions & { source: BlockDevice },
+  action: (chunks: ChunkSource | undefined) => Promise<Result>,
+): Promise<Result> {
+  const { threads, spec, source } = options;
+  if (spec.compression !== undefined) return withPool(options, action);
+  let pool: ConvertPool | undefined;
+  const open = (): ConvertPool => (pool = new ConvertPool(options));
+  const others = threads === 0 ? undefined : { depth: poolDepth(options), open };
+  try {
+    return await action(new DirectChunks({ source, spec, others }));
+  } finally {
+    await pool?.close();
   }
 }

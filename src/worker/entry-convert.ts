@@ -1,12 +1,11 @@
 /** A thread that prepares chunks for a conversion: reads them, and looks for zeroes or compresses. */
 
-import { parentPort, workerData } from 'node:worker_threads';
+import { workerData } from 'node:worker_threads';
 import { openImage } from '../chain/open.ts';
 import type { BlockDevice } from '../device/block-device.ts';
 import { Qcow2Error } from '../errors.ts';
 import { ConcatenatedDevice } from '../operations/concatenated.ts';
 import { ChunkPreparer } from '../operations/convert-chunk.ts';
-import { assert } from '../util/assert.ts';
 import { slotParts } from './convert-protocol.ts';
 import type {
   ConvertInput,
@@ -16,9 +15,7 @@ import type {
 } from './convert-protocol.ts';
 import { toWireError } from './wire-error.ts';
 
-const port = parentPort;
-assert(port !== null, 'this module runs in a worker thread');
-const { inputs, spec, slots, started } = workerData as ConvertWorkerData;
+const { inputs, spec, slots, started, port } = workerData as ConvertWorkerData;
 const parts = slots.map((slot) => slotParts(slot, spec));
 let preparer: ChunkPreparer | undefined;
 

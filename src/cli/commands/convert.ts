@@ -10,7 +10,7 @@ import type { ConvertOptions } from '../../operations/convert.ts';
 import type { UnreadableRange } from '../../operations/convert-chunk.ts';
 import type { NewBitmap } from '../../qcow2/bitmap-changes.ts';
 import { Qcow2Snapshot } from '../../qcow2/snapshots.ts';
-import { threadsFor, withPool } from '../../worker/convert-threads.ts';
+import { threadsFor, withChunks } from '../../worker/convert-threads.ts';
 import type { ConvertInput } from '../../worker/convert-protocol.ts';
 import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
@@ -117,7 +117,7 @@ async function convert(images: readonly Image[], { args, choices, given, open, i
     };
     const threads = threadsFor(choices.threads, { images, spec: output.spec });
     const { target } = output;
-    await withPool({ threads, inputs, spec: output.spec, source }, (chunks) =>
+    await withChunks({ threads, inputs, spec: output.spec, source }, (chunks) =>
       driveSteps(convertSteps(source, target, { ...options, chunks }), drive),
     );
     output.addBitmaps(bitmaps);
