@@ -49,7 +49,19 @@ export type BitmapChange =
   | { action: 'add'; bitmaps: readonly NewBitmap[] }
   | { action: 'remove' | 'clear' | 'enable' | 'disable'; name: string }
   /** Marks ranges of the disk, which are in order, in addition to those that are marked. */
-  | { action: 'merge'; name: string; dirty: Iterable<DirtyRange> };
+  | { action: 'mark'; name: string; dirty: Iterable<DirtyRange> }
+  /** Marks what another bitmap marks, of a disk of the same size. */
+  | { action: 'merge'; name: string; source: MergeSource };
+
+/** A bitmap whose marks are merged into another. */
+export interface MergeSource {
+  /** Bytes of the disk that one bit stands for. */
+  granularity: number;
+  /** What it marks, in order. */
+  ranges(): Iterable<DirtyRange>;
+  /** Its table. */
+  table(): BitmapTable;
+}
 
 const GRANULARITIES = '512 bytes to 2 GiB, a power of two';
 /** QEMU's bounds for the default. */
@@ -215,15 +227,27 @@ function changedEntries(
       freeBitmap(engine, old, replacement);
       return put(storeTable(BitmapTable.empty(engine, old), old, replacement));
     }
+    case 'mark':
     case 'merge': {
       const table = BitmapTable.read(engine, old);
-      const replaced = table.mark(change.dirty, replacement.fresh);
+      const replaced = markIn(table, old, { change, fresh: replacement.fresh });
       if (!table.isChanged) return undefined;
       for (const offset of replaced) freeData(engine, offset, replacement);
       freeTable(engine, old, replacement);
       return put(storeTable(table, old, replacement));
     }
   }
+}
+
+function markIn(
+  table: BitmapTable,
+  { granularity }: BitmapInfo,
+  { change, fresh }: { change: BitmapChange & { action: 'mark' | 'merge' }; fresh: FreshClusters },
+): number[] {
+  if (change.action === 'mark') return table.mark(change.dirty, fresh);
+  const { source } = change;
+  const isAlike = source.granularity === granularity;
+  return isAlike ? table.markAs(source.table(), fresh) : table.mark(source.ranges(), fresh);
 }
 
 function storeNew(

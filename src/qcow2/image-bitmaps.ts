@@ -5,6 +5,7 @@ import { Qcow2Error } from '../errors.ts';
 import type { Qcow2Header } from '../format/qcow2/header.ts';
 import { defaultGranularity } from './bitmap-changes.ts';
 import type { BitmapChange, NewBitmap } from './bitmap-changes.ts';
+import { BitmapTable } from './bitmap-table.ts';
 import { dirtyRanges, readBitmapDirectory } from './bitmaps.ts';
 import type { BitmapInfo, DirtyRange } from './bitmaps.ts';
 import { GuestDisk } from './guest-disk.ts';
@@ -173,7 +174,12 @@ export abstract class DiskWithBitmaps extends GuestDisk {
         hint: 'bitmaps of disks of different sizes cannot be merged',
       });
     }
-    this.markInBitmap(name, image.dirtyRanges(from.name));
+    const marks = {
+      granularity: info.granularity,
+      ranges: () => image.dirtyRanges(from.name),
+      table: () => BitmapTable.read(image, info),
+    };
+    this.#change({ action: 'merge', name, source: marks });
   }
 
   /**
@@ -183,7 +189,7 @@ export abstract class DiskWithBitmaps extends GuestDisk {
    * @throws {Qcow2Error} as {@link clearBitmap}; `OUT_OF_RANGE`
    */
   markInBitmap(name: string, dirty: Iterable<DirtyRange>): void {
-    this.#change({ action: 'merge', name, dirty });
+    this.#change({ action: 'mark', name, dirty });
   }
 
   /**

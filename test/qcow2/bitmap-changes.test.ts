@@ -1,270 +1,27 @@
-import { readFileSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import type { HostFile } from '../../src/device/block-device.ts';
 import { GrowableMemoryDevice } from '../../src/device/memory.ts';
 import { Qcow2Error } from '../../src/errors.ts';
 import { BitmapEntryField, BitmapFlag } from '../../src/format/qcow2/bitmap-directory.ts';
-import { checkImage } from '../../src/operations/check.ts';
 import type { DirtyRange } from '../../src/qcow2/bitmaps.ts';
-import { Qcow2Image, readHeader } from '../../src/qcow2/image.ts';
-import { CrashStates } from '../support/crash-states.ts';
-import { FaultFile, FaultPlan } from '../support/fault-file.ts';
-import type { FaultKind, FaultTarget } from '../support/fault-file.ts';
+import { readHeader } from '../../src/qcow2/image.ts';
 import { describePeers } from '../support/peers.ts';
-import { qemuImg, qemuIo, tryRun } from '../support/qemu.ts';
 import { Random } from '../support/random.ts';
-import { RecordingFile } from '../support/recording-file.ts';
-import type { LoggedOperation } from '../support/recording-file.ts';
-import { temporaryDirectory } from '../support/temp.ts';
+import {
+  contentOf,
+  DISK_BYTES,
+  expectClean,
+  expectValid,
+  KiB,
+  makeImage,
+  open,
+  openBytes,
+  sectorsOf,
+  stateOf,
+} from './bitmap-images.ts';
 
-const KiB = 1024;
-const DISK_BYTES = 640 * KiB;
-const SEED = Number(process.env.QCOW2_CRASH_SEED ?? Date.now() % 1_000_000);
-/** Torn states that are tried at each operation of a log. */
-const TORN = 3;
-
-const LAYOUTS = [
-  'cluster_size=512,refcount_bits=1',
-  'cluster_size=4k,refcount_bits=64',
-  'cluster_size=2k,lazy_refcounts=on',
-];
-
-/** An image with a bitmap of small and one of large grains, and one that records nothing. */
-function makeImage(layout: string): Uint8Array {
-  const path = join(temporaryDirectory(), 'image.qcow2');
-  qemuImg('create', '-q', '-f', 'qcow2', '-o', layout, path, `${DISK_BYTES}`);
-  qemuImg('bitmap', '--add', '-g', '512', path, 'fine');
-  qemuImg('bitmap', '--add', '-g', '4k', path, 'coarse');
-  qemuImg('bitmap', '--add', '-g', '4k', '--disable', path, 'still');
-  qemuIo(path, ['write -q -P 1 10k 70k', 'write -q -P 2 600k 1k']);
-  return readFileSync(path);
-}
-
-function open(file: HostFile, writable = true): Qcow2Image {
-  return new Qcow2Image({ path: 'image', file, header: readHeader(file), writable });
-}
-
-function openBytes(bytes: Uint8Array): Qcow2Image {
-  return open(new GrowableMemoryDevice(bytes), false);
-}
-
-/** What an image says of a bitmap. */
-interface BitmapState {
-  isEnabled: boolean;
-  granularity: number;
-  dirty: DirtyRange[] | 'lost';
-}
-
-function stateOf(image: Qcow2Image): Record<string, BitmapState> {
-  const states = image.bitmaps.map(({ name, granularity, isEnabled, isInconsistent }) => {
-    const dirty = isInconsistent ? ('lost' as const) : [...image.dirtyRanges(name)];
-    return [name, { isEnabled, granularity, dirty }] as const;
-  });
-  return Object.fromEntries(states);
-}
-
-function contentOf(image: Qcow2Image): Buffer {
-  const content = Buffer.alloc(image.size);
-  image.read(content, 0);
-  return content;
-}
-
-/** A byte for each sector of the disk; 1 for those in the ranges. */
-function sectorsOf(ranges: Iterable<DirtyRange>): Uint8Array {
-  const sectors = new Uint8Array(DISK_BYTES / 512);
-  for (const { offset, length } of ranges) sectors.fill(1, offset / 512, (offset + length) / 512);
-  return sectors;
-}
-
-/**
- * Nothing may be wrong but for clusters that are counted and not used. Of an image that says so, the
- * counts may be anything.
- */
-function expectValid(image: Qcow2Image): void {
-  if (image.header.isDirty) return;
-  const { corruptions = 0, 'check-errors': errors } = checkImage(image);
-  expect({ corruptions, errors }).toEqual({ corruptions: 0, errors: 0 });
-}
-
-/** Expects qemu-img to find nothing wrong, not even a leak. */
-function expectClean(bytes: Uint8Array): void {
-  const path = join(temporaryDirectory(), 'closed.qcow2');
-  writeFileSync(path, bytes);
-  const { exitCode, stdout, stderr } = tryRun('qemu-img', ['check', '-f', 'qcow2', path]);
-  expect(exitCode, stdout + stderr).toBe(0);
-}
-
-/** Calls `judge` with what power cuts at every operation of a log may leave. */
-function eachCrash(
-  { log, initial }: { log: LoggedOperation[]; initial: Uint8Array },
-  judge: (image: Qcow2Image) => void,
-): void {
-  const random = new Random(SEED);
-  const states = new CrashStates(log, [initial]);
-  for (let position = 0; position <= log.length; position++) {
-    states.advanceTo(position);
-    judge(openBytes(states.complete()[0]!));
-    for (let round = 0; round < TORN; round++) judge(openBytes(states.torn(random)[0]!));
-  }
-}
-
-const CHANGES: Record<string, (image: Qcow2Image) => void> = {
-  add: (image) => image.addBitmap('new'),
-  'add several that mark something': (image) => {
-    const dirty = [
-      { offset: 0, length: 512 },
-      { offset: 100 * KiB, length: 400 * KiB },
-    ];
-    const options = { granularity: 512, isEnabled: false };
-    image.addBitmaps(['a', 'b'].map((name) => ({ name, ...options, dirty })));
-  },
-  remove: (image) => image.removeBitmap('fine'),
-  clear: (image) => image.clearBitmap('fine'),
-  enable: (image) => image.enableBitmap('still'),
-  disable: (image) => image.disableBitmap('fine'),
-  merge: (image) => image.mergeBitmap('fine', 'coarse'),
-  'merge into an empty one': (image) => image.mergeBitmap('still', 'fine'),
-};
-
-describePeers(['qemu-img', 'qemu-io'], 'changes of bitmaps', () => {
-  it.each(LAYOUTS.map((layout) => [layout]))(
-    `a power cut leaves what was or what is to be, from seed ${SEED}: %s`,
-    (layout) => {
-      const initial = makeImage(layout);
-      const before = stateOf(openBytes(initial));
-      const content = contentOf(openBytes(initial));
-      for (const [name, change] of Object.entries(CHANGES)) {
-        const log: LoggedOperation[] = [];
-        const file = new RecordingFile(initial, log);
-        const image = open(file);
-        change(image);
-        const after = stateOf(image);
-        image.close();
-        expect(after, name).not.toEqual(before);
-        expectClean(file.bytes);
-        const seen = new Set<string>();
-        eachCrash({ log, initial }, (crashed) => {
-          const state = stateOf(crashed);
-          expect([before, after], name).toContainEqual(state);
-          seen.add(JSON.stringify(state));
-          expectValid(crashed);
-          expect(contentOf(crashed).equals(content)).toBe(true);
-        });
-        expect(seen.size, name).toBe(2);
-      }
-    },
-    60_000,
-  );
-
-  it.each(LAYOUTS.map((layout) => [layout]))(
-    `no bitmap ever says less than is true, from seed ${SEED}: %s`,
-    (layout) => {
-      const initial = makeImage(layout);
-      const content = contentOf(openBytes(initial));
-      const wasMarked = sectorsOf(openBytes(initial).dirtyRanges('fine'));
-      const log: LoggedOperation[] = [];
-      const image = open(new RecordingFile(initial, log));
-      image.write(new Uint8Array(5000).fill(7), 300 * KiB);
-      image.flush();
-      image.mergeBitmap('still', 'fine');
-      image.write(new Uint8Array(600).fill(8), 200 * KiB);
-      image.disableBitmap('coarse');
-      image.clearBitmap('coarse');
-      image.write(new Uint8Array(3000).fill(9), 12 * KiB + 100);
-      image.removeBitmap('coarse');
-      image.addBitmap('fresh');
-      image.write(new Uint8Array(1).fill(9), 500 * KiB);
-      image.close();
-      let usable = 0;
-      eachCrash({ log, initial }, (crashed) => {
-        expectValid(crashed);
-        const { dirty } = stateOf(crashed).fine!;
-        if (dirty === 'lost') return;
-        usable++;
-        const marked = sectorsOf(dirty);
-        const now = contentOf(crashed);
-        const missed = [...marked.keys()].filter((sector) => {
-          if (marked[sector] === 1) return false;
-          const range = [sector * 512, (sector + 1) * 512] as const;
-          return wasMarked[sector] === 1 || now.compare(content, ...range, ...range) !== 0;
-        });
-        expect(missed).toEqual([]);
-      });
-      expect(usable).toBeGreaterThan(10);
-    },
-    60_000,
-  );
-
-  const faults: [FaultTarget, FaultKind][] = [
-    ['change', 'ENOSPC'],
-    ['change', 'short'],
-    ['change', 'full'],
-    ['read', 'EIO'],
-  ];
-  it.each(faults)('a %s that fails with %s leaves either, and all goes on', (target, kind) => {
-    const initial = makeImage('cluster_size=4k');
-    const before = stateOf(openBytes(initial));
-    for (const [name, change] of Object.entries(CHANGES)) {
-      const counted = new FaultPlan();
-      const untroubled = open(new FaultFile(new GrowableMemoryDevice(initial), counted));
-      const first = counted.counts[target];
-      change(untroubled);
-      const end = counted.counts[target];
-      expect(end).toBeGreaterThan(first + 2);
-      const after = stateOf(untroubled);
-      for (let index = first; index < end; index++) {
-        const plan = new FaultPlan({ target, index, kind });
-        const inner = new GrowableMemoryDevice(initial);
-        runWithFault(new FaultFile(inner, plan), plan, { change, before, after });
-        // Those that do not make the file longer succeed though it is full.
-        if (kind !== 'full') expect(plan.failures).toBe(1);
-        const closed = openBytes(inner.bytes);
-        expectValid(closed);
-        const state = stateOf(closed);
-        const where = `${name}, ${target} ${index}: ${plan.failed}`;
-        expect(Object.keys(state), where).toEqual(Object.keys(after));
-        for (const [bitmap, { isEnabled, dirty }] of Object.entries(state)) {
-          expect(isEnabled, where).toBe(after[bitmap]!.isEnabled);
-          const isMarked = dirty !== 'lost' && dirty.some(({ offset }) => offset === 560 * KiB);
-          expect(isMarked, `${where}: ${bitmap}`).toBe(isEnabled);
-        }
-      }
-    }
-  });
-});
-
-interface FaultyChange {
-  change: (image: Qcow2Image) => void;
-  before: Record<string, BitmapState>;
-  after: Record<string, BitmapState>;
-}
-
-/** Makes a change during which something fails, and goes on. */
-function runWithFault(
-  file: FaultFile,
-  plan: FaultPlan,
-  { change, before, after }: FaultyChange,
-): void {
-  const image = open(file);
-  let error: unknown;
-  try {
-    change(image);
-  } catch (thrown) {
-    error = thrown;
-  }
-  plan.makeRoom();
-  const state = stateOf(image);
-  expect(image.header.isCorrupt).toBe(false);
-  if (error !== undefined) {
-    expect(error).toMatchObject({ code: 'HOST' });
-    expect([before, after]).toContainEqual(state);
-    if (JSON.stringify(state) === JSON.stringify(before)) change(image);
-  }
-  expect(stateOf(image)).toEqual(after);
-  image.write(new Uint8Array(100).fill(5), 560 * KiB);
-  image.close();
-}
+const SEED = Number(process.env.QCOW2_BITMAP_SEED ?? Date.now() % 1_000_000);
 
 /** Overwrites a field of the first bitmap's directory entry. */
 function patchEntry(bytes: Uint8Array, change: (entry: DataView) => void): Uint8Array {
@@ -430,6 +187,44 @@ describePeers(['qemu-img', 'qemu-io'], 'the calls for bitmaps', () => {
       { offset: DISK_BYTES - 4 * KiB, length: 4 * KiB },
     ]);
     expectClean(file.bytes);
+  });
+
+  it('merge bitmaps of images with other clusters, and of other granularities', () => {
+    const random = new Random(SEED);
+    const images = ['cluster_size=512', 'cluster_size=2k', 'cluster_size=64k'].map((layout) =>
+      open(new GrowableMemoryDevice(makeImage(layout, 16 * 1024 * KiB - 512))),
+    );
+    for (const image of images) {
+      for (const granularity of [512, 1024, 65_536]) {
+        image.addBitmap(`${granularity}`, { granularity, isEnabled: false });
+        const dirty: DirtyRange[] = [];
+        for (let offset = random.below(200_000); offset < image.size - 300_000;) {
+          const length = 1 + random.below(random.pick([100, 300_000]));
+          dirty.push({ offset, length });
+          offset += length + random.below(random.pick([1000, 500_000]));
+        }
+        image.markInBitmap(`${granularity}`, dirty);
+      }
+    }
+    for (let round = 0; round < 40; round++) {
+      const [image, other] = [random.pick(images), random.pick(images)];
+      const [name, from] = [random.pick([512, 1024, 65_536]), random.pick([512, 1024, 65_536])];
+      const expected = new Uint8Array(image.size / 512);
+      const ranges = [...image.dirtyRanges(`${name}`), ...other.dirtyRanges(`${from}`)];
+      for (const { offset, length } of ranges) {
+        const start = offset - (offset % name);
+        const end = Math.ceil((offset + length) / name) * name;
+        expected.fill(1, start / 512, end / 512);
+      }
+      image.mergeBitmap(`${name}`, { image: other, name: `${from}` });
+      const marked = sectorsOf(image.dirtyRanges(`${name}`), image.size);
+      expect(Buffer.from(marked).equals(expected), `${name} from ${from}, seed ${SEED}`).toBe(true);
+      if (round % 8 === 7) image.clearBitmap(`${name}`);
+    }
+    for (const image of images) {
+      image.close();
+      expectValid(open(image.file as HostFile));
+    }
   });
 
   it('remove the last bitmap with all that tells of bitmaps', () => {

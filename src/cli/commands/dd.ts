@@ -20,6 +20,7 @@ import {
   givenImage,
   IMAGE_FORMATS,
   IMAGE_OPTS_OPTIONS,
+  namedImage,
   REFERENCE_OPTIONS,
   referenceOptions,
 } from '../image-options.ts';
@@ -100,7 +101,11 @@ function parseOperands(operands: readonly string[]): Operands {
   if (input === undefined || output === undefined) {
     throw usageError('say what to copy, and where: if=IMAGE of=OUTPUT');
   }
-  return { input, output, selection: parseSelection(values) };
+  const outputPath = namedImage(output);
+  if (typeof outputPath !== 'string') {
+    throw usageError('the output is given by its name, not by options');
+  }
+  return { input, output: outputPath, selection: parseSelection(values) };
 }
 
 function parseSelection(values: ReadonlyMap<string, string>): BlockSelection {
@@ -131,7 +136,7 @@ async function copy(source: BlockDevice, path: string, { image, args, io }: Call
   using interrupts = new Interrupts();
   try {
     output = await openConvertOutput(path, {
-      choices: choicesFor(formatOption(args.value('output-format')).format ?? 'raw'),
+      choices: choicesFor(path, formatOption(args.value('output-format')).format ?? 'raw'),
       size: source.size,
       inputs: filesOf(image),
       open: referenceOptions(args),
@@ -155,8 +160,13 @@ async function copy(source: BlockDevice, path: string, { image, args, io }: Call
 }
 
 /** The output is a plain new image, whatever is copied. */
-function choicesFor(outputFormat: ConvertChoices['outputFormat']): ConvertChoices {
+function choicesFor(
+  outputPath: string,
+  outputFormat: ConvertChoices['outputFormat'],
+): ConvertChoices {
   return {
+    outputPath,
+    target: undefined,
     outputFormat,
     creation: {},
     isCreated: true,
