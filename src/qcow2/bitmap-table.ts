@@ -119,7 +119,7 @@ export class BitmapTable {
 
   /**
    * Marks what another bitmap of the same granularity marks, of a disk of the same size. Does what
-   * {@link mark} does with its ranges, many times faster (8 million ranges: 0.02 in place of 1.5 s).
+   * {@link mark} does with its ranges, 17 times as fast (86 ms in place of 1.5 s for 8 million).
    *
    * @returns host offsets of the clusters that the table names no more
    * @throws {Qcow2Error} as {@link mark}
