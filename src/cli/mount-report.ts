@@ -12,8 +12,8 @@ export interface MountReport {
   summary: MountSummary;
   /** The image as the user named it. */
   shownImage: string;
-  /** Whether a snapshot or a partition is shown in place of the disk. */
-  isPart: boolean;
+  /** What is shown in place of the disk, as in `partition 2`; undefined if nothing is. */
+  part: string | undefined;
   /** The directory as the user would name it. */
   shownDirectory: string;
   verbose: boolean;
@@ -47,7 +47,7 @@ export function describeMount(report: MountReport): string {
   const { image, directory, files } = summary;
   const subject = files === undefined ? `${image} is` : `the files of ${image} are`;
   const lines = [`${subject} mounted on ${directory}${describeAccess(summary)}`];
-  lines.push(...(files === undefined ? imageLines(summary) : filesLines(summary)));
+  lines.push(...(files === undefined ? imageLines(report) : filesLines(report)));
   if (verbose) {
     const reason = summary.fallbackReason === undefined ? '' : ` (${summary.fallbackReason})`;
     lines.push(`channel: ${summary.channel}${reason}`, `process: ${summary.pid}`);
@@ -74,10 +74,10 @@ function describeAccess({ access, overlay }: MountSummary): string {
 
 const HEADINGS = ['Number', 'Size', 'Type', 'Label', 'Filesystem'];
 
-function imageLines({ disk, format, partitions, snapshots, layers }: MountSummary): string[] {
-  const whole = ['', formatSize(disk.size), `${format} disk`, '', filesystemOf(disk), disk.file];
+function imageLines(report: MountReport): string[] {
+  const { disk, partitions, snapshots, layers } = report.summary;
   const rows = [
-    whole,
+    [...diskCells(report), disk.file],
     ...partitions.map((partition) => [...partitionCells(partition), partition.file]),
     ...snapshots
       .slice(0, MAX_LISTED)
@@ -93,27 +93,30 @@ function imageLines({ disk, format, partitions, snapshots, layers }: MountSummar
   return lines;
 }
 
-function filesLines({ disk, format, partitions, files = [] }: MountSummary): string[] {
+function filesLines(report: MountReport): string[] {
+  const { disk, partitions, files = [] } = report.summary;
   const whereOf = ({ file }: ShownDisk): string =>
     files.find((one) => one.file === file)?.directory ?? '-';
-  const whole = ['', formatSize(disk.size), `${format} disk`, '', filesystemOf(disk)];
-  const isWhole = whereOf(disk) !== '-';
   return table([
     [...HEADINGS, 'Directory'],
-    ...(isWhole ? [[...whole, whereOf(disk)]] : []),
+    ...(whereOf(disk) === '-' ? [] : [[...diskCells(report), whereOf(disk)]]),
     ...partitions.map((partition) => [...partitionCells(partition), whereOf(partition)]),
   ]);
 }
 
-function partitionCells(partition: ShownPartition): string[] {
-  const { number, size, typeName, name } = partition;
-  return [String(number), formatSize(size), typeName, name, filesystemOf(partition)];
+function diskCells({ summary: { disk, format }, part }: MountReport): string[] {
+  return ['', formatSize(disk.size), part ?? `${format} disk`, '', filesystemOf(disk)];
 }
 
-/** Type and label, and what else has its signature there. */
-function filesystemOf({ filesystems }: ShownDisk): string {
+function partitionCells(partition: ShownPartition): string[] {
+  const { number, size, typeName, name } = partition;
+  return [String(number), formatSize(size), typeName, name, filesystemOf(partition, name)];
+}
+
+/** Type and label, unless that is told already, and what else has its signature there. */
+function filesystemOf({ filesystems }: ShownDisk, told = ''): string {
   return filesystems
-    .map(({ type, label }) => (label === '' ? type : `${type} '${label}'`))
+    .map(({ type, label }) => (label === told || label === '' ? type : `${type} '${label}'`))
     .join(' or ');
 }
 
@@ -134,9 +137,9 @@ function align(cell: string, width: number): string {
 }
 
 /** How to go on to the files, if there are any; not where the image is locked by this mount. */
-function nextCommand({ summary, shownImage, isPart }: MountReport): string | undefined {
+function nextCommand({ summary, shownImage, part }: MountReport): string | undefined {
   const { files, access, disk, partitions } = summary;
-  if (files !== undefined || access !== 'ro' || isPart) return undefined;
+  if (files !== undefined || access !== 'ro' || part !== undefined) return undefined;
   const holding = partitions.filter(({ filesystems }) => holdsFiles(filesystems));
   if (holding.length === 0 && !holdsFiles(disk.filesystems)) return undefined;
   // Of several, the largest: it is seldom the one that is started from.

@@ -271,7 +271,10 @@ function unmountOrExplain(directory: string, how: { lazy: boolean; force: boolea
 
 function namesOfUsers(directory: string): string {
   const users = usersOfMount(directory);
-  if (users.length === 0) return '';
+  const above = listMounts().find((mount) => mount.directory.startsWith(`${directory}/`));
+  if (users.length === 0) {
+    return above === undefined ? '' : `, for something is mounted on ${above.directory}`;
+  }
   const named = users
     .slice(0, MAX_USERS_NAMED)
     .map(({ pid, name }) => (pid === 0 ? name : `${name} (process ${pid})`));

@@ -160,7 +160,7 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
     const report = {
       summary,
       shownImage: imageArgument!,
-      isPart: args.value('snapshot') !== undefined || partition !== undefined,
+      part: partOf(args.value('snapshot'), partition),
       shownDirectory,
       verbose: args.flag('verbose'),
     };
@@ -199,6 +199,15 @@ function accessOf(args: ParsedArguments): Pick<MountRequest, 'access' | 'overlay
   }
   if (overlay !== undefined) return { access: 'overlay', overlay: resolve(overlay) };
   return { access: args.flag('rw') ? 'rw' : 'temp' };
+}
+
+/** What is shown in place of the disk, in words. */
+function partOf(snapshot: string | undefined, partition: number | undefined): string | undefined {
+  const parts = [
+    ...(partition === undefined ? [] : [`partition ${partition}`]),
+    ...(snapshot === undefined ? [] : [`snapshot ${snapshot}`]),
+  ];
+  return parts.length === 0 ? undefined : parts.join(' of ');
 }
 
 /** Whether the files are asked for, and those of all partitions. */
