@@ -67,6 +67,7 @@ describePeers(['qemu-img', 'qemu-io'], 'as qemu-img', () => {
       ['--output=json', '--start-offset=100k', '--max-length=1M'],
       ['--output=json', '--start-offset=2G'],
       ['--output=json', '--start-offset=1M', '--max-length=0'],
+      ['--output=json', '--start-offset=1M', '--max-length=7E'],
     ]) {
       const ours = await runCommand(map, [...options, at(name)]);
       expect(ours).toEqual(tryRun('qemu-img', ['map', ...options, at(name)]));

@@ -49,7 +49,8 @@ export const command: CommandDefinition = {
 function run(args: ParsedArguments, io: CommandIo): number {
   const [path = ''] = args.operands;
   const startOffset = sizeOption(args, 'start-offset', 'the start offset');
-  const maxLength = sizeOption(args, 'max-length', 'the length');
+  // More than any disk has, as in QEMU.
+  const maxLength = sizeOption(args, 'max-length', 'the length', 2 ** 63);
   using image = openImage(givenImage(args, path), {
     ...formatOption(args.value('format')),
     ...referenceOptions(args),
@@ -64,7 +65,12 @@ function run(args: ParsedArguments, io: CommandIo): number {
   return 0;
 }
 
-function sizeOption(args: ParsedArguments, name: string, what: string): number | undefined {
+function sizeOption(
+  args: ParsedArguments,
+  name: string,
+  what: string,
+  bound?: number,
+): number | undefined {
   const value = args.value(name);
-  return value === undefined ? undefined : parseSize(value, what);
+  return value === undefined ? undefined : parseSize(value, what, bound);
 }
