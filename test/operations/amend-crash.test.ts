@@ -12,6 +12,7 @@ import { checkImage } from '../../src/operations/check.ts';
 import { repairMetadata } from '../../src/qcow2/check/repair.ts';
 import { Qcow2Image, readHeader } from '../../src/qcow2/image.ts';
 import { CrashStates } from '../support/crash-states.ts';
+import { FaultFile, FaultPlan } from '../support/fault-file.ts';
 import { describePeers } from '../support/peers.ts';
 import { qemuImg, qemuIo, tryRun } from '../support/qemu.ts';
 import { Random } from '../support/random.ts';
@@ -239,4 +240,44 @@ describePeers(['qemu-img', 'qemu-io'], `power cuts while amending, from seed ${S
       }
     }
   });
+
+  it.each<[layout: string, parts: string, options: AmendOptions]>([
+    ['cluster_size=2k', 'backing snapshots', { compat: '0.10' }],
+    ['cluster_size=1k', 'bitmaps long backing', { compat: '0.10' }],
+    ['cluster_size=512', 'snapshots', { refcountBits: 64, lazyRefcounts: true }],
+    ['compat=0.10,cluster_size=1k', 'snapshots', { compat: '1.1', refcountBits: 8 }],
+  ])(
+    'a write or flush that fails: %s, %s: %j',
+    (layout, parts, options) => {
+      const subject = makeImage(layout, parts);
+      for (const kind of ['EIO', 'short', 'full'] as const) {
+        for (let index = 0; ; index++) {
+          const plan = new FaultPlan({ target: 'change', index, kind });
+          const memory = new GrowableMemoryDevice(subject.bytes);
+          const image = open(new FaultFile(memory, plan), subject, true);
+          const before = contentOf(image);
+          let hasFailed = false;
+          try {
+            amendImage(image, options);
+          } catch (error) {
+            expect(error).toMatchObject({ code: 'HOST' });
+            hasFailed = true;
+          }
+          judge(memory.bytes, subject, before);
+          plan.makeRoom();
+          // Whatever goes on being written keeps it valid.
+          try {
+            image.write(before.get('disk')!, 0);
+            image.close();
+          } catch (error) {
+            expect(error).toMatchObject({ code: 'HOST' });
+            image.abandon();
+          }
+          judge(memory.bytes, subject, before);
+          if (!hasFailed && plan.failures === 0) break;
+        }
+      }
+    },
+    60_000,
+  );
 });
