@@ -4,6 +4,11 @@
  */
 
 export { openImage, IMAGE_FORMATS } from './chain/open.ts';
+export type {
+  BackingDescription,
+  ImageDescription,
+  LayerDescription,
+} from './chain/description.ts';
 export type { ChainedQcow2Image, Image, ImageFormat, OpenImageOptions } from './chain/open.ts';
 export { openDevice } from './chain/open-device.ts';
 export type { OpenDeviceOptions } from './chain/open-device.ts';

@@ -47,5 +47,6 @@ export interface ImageDescription extends LayerDescription {
 
 /** A backing file by its options. Without a path it is the file that the image names. */
 export interface BackingDescription extends LayerDescription {
+  /** Path of its file (default: what the image names). */
   path?: string | undefined;
 }

@@ -3,6 +3,7 @@
  */
 
 import type { CommandDefinition, OptionDefinition } from './command.ts';
+import { QEMU_IMG_COMMANDS } from './qemu-img-commands.ts';
 
 /** How help is shown. */
 export interface HelpStyle {
@@ -25,10 +26,20 @@ export function programUsage(): string {
 /** What the program does, and its commands. */
 export function programHelp(commands: readonly CommandDefinition[], style: HelpStyle): string {
   const column = Math.max(0, ...commands.map(({ name }) => name.length)) + 2;
+  const line = ({ name, summary }: CommandDefinition): string => name.padEnd(column) + summary;
+  const isImageCommand = ({ name }: CommandDefinition): boolean => QEMU_IMG_COMMANDS.includes(name);
   return sections(style, [
     ['Usage:', ['qcow2 COMMAND [OPTION]… …']],
-    ['', ['Reads, mounts and serves qcow2 disk images.']],
-    ['Commands:', commands.map(({ name, summary }) => name.padEnd(column) + summary)],
+    ['', ['Makes, changes, mounts and serves qcow2 disk images.']],
+    ['Images (options and output of qemu-img):', commands.filter(isImageCommand).map(line)],
+    ['Using them:', commands.filter((command) => !isImageCommand(command)).map(line)],
+    [
+      'For programs that call qemu-img:',
+      [
+        'qcow2 qemu-img ARGS…  does what qemu-img ARGS… does, and tells errors in its words;',
+        '                      so does a link named qemu-img to this program',
+      ],
+    ],
     [
       'Everywhere:',
       ['qcow2 COMMAND --help  shows the options of a command, with examples', 'qcow2 --version'],

@@ -36,6 +36,39 @@ const ONE_OPERAND = { text: 'Expecting one image file name', triesHelp: true };
 
 /** The first that matches counts. */
 const RULES: readonly Rule[] = [
+  {
+    commands: ['amend'],
+    ours: /^say what to change/,
+    theirs: 'Must specify options (-o)',
+    triesHelp: true,
+  },
+  {
+    commands: ['amend'],
+    ours: /^there is no option '(.*)' to amend/,
+    theirs: "Invalid parameter '$1'",
+  },
+  {
+    commands: ['amend'],
+    ours: /^-o compat must be one of .* not '(.*)'$/,
+    theirs: 'Unknown compatibility level $1',
+  },
+  {
+    ours: /^a raw image has nothing to amend/,
+    theirs: "Format driver 'raw' does not support option amendment",
+  },
+  {
+    commands: ['bitmap'],
+    ours: /^there is no bitmap '(.*)'$/,
+    theirs: "Operation {action} on bitmap $1 failed: Dirty bitmap '$1' not found",
+  },
+  { ours: /^say what to copy, and where/, theirs: 'Must specify both input and output files' },
+  { ours: /^unknown operand '([^=']*)/, theirs: 'unrecognized operand $1' },
+  {
+    commands: ['bench'],
+    ours: /^(?:-c|--count) must be/,
+    theirs: 'Invalid request count specified',
+  },
+  { commands: ['bench'], ours: /^(?:-d|--depth) must be/, theirs: 'Invalid queue depth specified' },
   { ours: /^unknown option (\S+?)(?:;|$)/, theirs: "unrecognized option '$1'", triesHelp: true },
   { ours: /^(\S+) needs a value/, theirs: "missing argument for option '$1'", triesHelp: true },
   {
@@ -230,13 +263,25 @@ const RULES: readonly Rule[] = [
   },
 ];
 
+const BITMAP_ACTIONS = ['add', 'remove', 'clear', 'enable', 'disable', 'merge'];
+
+/** What is missing where nothing is said of what to do, which is told before the operands. */
+function missingAction({ command, values }: QemuCall): QemuMessage | undefined {
+  if (command === 'bitmap' && !BITMAP_ACTIONS.some((action) => values.has(action))) {
+    const text = 'Need at least one of --add, --remove, --clear, --enable, --disable, or --merge';
+    return { lines: [text], exitCode: 1 };
+  }
+  if (command !== 'amend' || values.has('options')) return undefined;
+  return { lines: ['Must specify options (-o)'], triesHelp: true, exitCode: 1 };
+}
+
 /** What qemu-img says of an error in how a command was called; undefined for other errors. */
 export function callError(error: Qcow2Error, call: QemuCall): QemuMessage | undefined {
   const { problem } = error;
   if (problem.startsWith('expected ') || problem.startsWith('unexpected argument ')) {
     const isTooMany = call.command === 'create' && problem.startsWith('unexpected');
     const { text, triesHelp } = operandsOf(call);
-    if (!isTooMany) return { lines: [text], triesHelp, exitCode: 1 };
+    if (!isTooMany) return missingAction(call) ?? { lines: [text], triesHelp, exitCode: 1 };
   }
   if (/^(?:-f|--format) must be one of/.test(problem) && call.operands.length === 0) {
     return { lines: [operandsOf(call).text], triesHelp: operandsOf(call).triesHelp, exitCode: 1 };
@@ -265,8 +310,10 @@ function fill(text: string, match: RegExpExecArray, call: QemuCall): string {
   const { command, operands, values } = call;
   const [image = '', second = ''] = operands;
   const names: Readonly<Record<string, string>> = {
-    image,
+    // Operands of dd begin with what they are.
+    image: command === 'dd' ? image.replace(/^if=/, '') : image,
     second,
+    action: BITMAP_ACTIONS.find((action) => values.has(action)) ?? '',
     backing: values.get('backing') ?? '',
     made: command === 'create' ? `${image}: ` : '',
     making: makingPrefix(call),

@@ -146,6 +146,35 @@ measure -O bogus --size 1M
 measure -O qcow2 @nope
 measure --size 1M @a.qcow2
 measure @a.qcow2 @t.qcow2
+amend
+amend @a.qcow2
+amend -o compat=1.1
+amend -o bogus=1 @a.qcow2
+amend -o compat=1.1 @nope
+amend -o compat=x @a.qcow2
+amend -f raw -o size=1M @r.raw
+bitmap
+bitmap @a.qcow2
+bitmap --add @a.qcow2
+bitmap --add @nope b
+bitmap --add -g x @a.qcow2 b
+bitmap --remove @a.qcow2 b
+bitmap --clear @a.qcow2 b
+dd
+dd if=@nope of=@out
+dd if=@a.qcow2
+dd if=@a.qcow2 of=@out bs=x
+dd if=@a.qcow2 of=@out foo=1
+dd foo
+dd -f bogus if=@a.qcow2 of=@out
+dd -O bogus if=@a.qcow2 of=@out
+dd if=@a.qcow2 of=@nodir/out
+bench
+bench @nope
+bench @a.qcow2 b
+bench -c x @a.qcow2
+bench -d x @a.qcow2
+bench -t foo @a.qcow2
 `;
 
 /** Calls for images that somebody has open, and writes to. */
@@ -165,6 +194,10 @@ create -f qcow2 @a.qcow2 1M
 compare @a.qcow2 @r.raw
 rebase -u -b x -F qcow2 @a.qcow2
 measure -O raw @a.qcow2
+amend -o compat=0.10 @a.qcow2
+bitmap --add @a.qcow2 b
+dd if=@r.raw of=@a.qcow2
+dd if=@a.qcow2 of=@out
 info --image-opts driver=qcow2,file.filename=@a.qcow2
 `;
 

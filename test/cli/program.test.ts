@@ -40,6 +40,17 @@ describe('qcow2', () => {
     expect(out).not.toContain('\x1b');
   });
 
+  it('--help tells of qemu-img, and keeps its commands apart', async () => {
+    const { out } = await run('--help');
+    const [, images = '', use = ''] = /^Images [^]*?:\n([^]*?)\n\nUsing them:\n([^]*?)\n\n/m.exec(
+      out,
+    )!;
+    expect(images).toMatch(/^ {2}convert /m);
+    expect(use).toMatch(/^ {2}mount /m);
+    expect(use).not.toMatch(/^ {2}convert /m);
+    expect(out).toContain('qcow2 qemu-img ARGS…');
+  });
+
   it('--version prints the version', async () => {
     expect(await run('--version')).toEqual({ exitCode: 0, out: 'qcow2 0.0.0-test\n', err: '' });
   });

@@ -12,7 +12,7 @@ import {
   parseCreationOptions,
   toCreateOptions,
 } from '../creation-options.ts';
-import { IMAGE_FORMATS } from '../image-options.ts';
+import { IMAGE_FORMATS, IMAGE_OPTS_OPTIONS, refuseObjects } from '../image-options.ts';
 import { driveSteps, InterruptedError, ProgressReporter } from '../progress.ts';
 import { parseSize } from '../size.ts';
 import { reportInterrupt } from '../write-options.ts';
@@ -65,11 +65,7 @@ export const command: CommandDefinition = {
       description: 'do not open the backing file, which may be missing',
     },
     quiet: { kind: 'flag', short: 'q', description: 'print nothing but errors' },
-    object: {
-      kind: 'value',
-      placeholder: 'OBJECT',
-      description: 'refused: it is for secrets of encrypted images',
-    },
+    object: IMAGE_OPTS_OPTIONS.object,
   },
   run,
 };
@@ -78,9 +74,7 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const format = args.choice('format', IMAGE_FORMATS, 'raw');
   const lists = args.list('option');
   const [path, sizeText] = args.operands;
-  if (args.value('object') !== undefined) {
-    throw usageError('--object is not supported here: encrypted images are not written');
-  }
+  refuseObjects(args);
   if (asksForOptions(lists)) {
     io.stdout(creationOptionsHelp(format, { withFile: path !== undefined }));
     return 0;

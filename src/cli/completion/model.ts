@@ -64,13 +64,13 @@ function completedOption(name: string, definition: OptionDefinition): CompletedO
     description,
     repeats: kind === 'list',
     placeholder,
-    values: kind === 'flag' ? undefined : optionValues(name, definition),
+    values: kind === 'flag' ? undefined : optionValues(definition),
   };
 }
 
-function optionValues(name: string, { choices, placeholder = '' }: OptionDefinition): Values {
+function optionValues({ choices, placeholder = '' }: OptionDefinition): Values {
   if (choices !== undefined) return { kind: 'words', words: choices };
-  if (name === 'option' && placeholder.startsWith('NAME=VALUE')) return { kind: 'creation' };
+  if (/^(?:NAME=VALUE|OPTIONS$)/.test(placeholder)) return { kind: 'creation' };
   return { kind: FILES.test(placeholder) ? 'file' : 'any' };
 }
 
