@@ -261,6 +261,7 @@ function closingOnError<T>(file: RawImage, action: () => T): T {
 /** Finds out the format of a file, and locks it as its format needs. */
 function prepareFile(file: RawImage, { format }: LayerRequest, access: Access): ImageFormat {
   const known = format ?? probeFormat(file);
+  file.isProbed = known === 'raw' && format === undefined;
   lockDevice(file, known, access);
   if (known === 'qcow2' && access.writable && file.window !== undefined) {
     throw new Qcow2Error('UNSUPPORTED', 'an image in a part of a file can only be read', {

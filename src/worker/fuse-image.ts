@@ -40,9 +40,9 @@ export interface OpenedImage {
  * @throws {Qcow2Error} what is wrong with it
  */
 export async function openForMount(request: MountRequest): Promise<OpenedImage> {
-  const { options, access } = request;
+  const { options } = request;
   const mounted = openMounted(request);
-  const close = (): void => closeMounted(mounted, access);
+  const close = (): void => closeMounted(mounted, request);
   try {
     await prepareToRead(mounted.top);
     const modifiedMs = statSync(mounted.named.path).mtimeMs;

@@ -1,12 +1,13 @@
 /** Opens the image of a mount for reading or writing, and closes it at the end. */
 
 import { statSync } from 'node:fs';
+import { relative } from 'node:path';
 import { openImage } from '../chain/open.ts';
 import type { Image, OpenImageOptions } from '../chain/open.ts';
 import { FileDevice } from '../device/file.ts';
 import { Qcow2Error } from '../errors.ts';
 import { openKeptOverlay, openTemporaryOverlay } from '../operations/overlay.ts';
-import type { ImageRequest } from './fuse-request.ts';
+import type { ImageRequest, MountRequest } from './fuse-request.ts';
 
 /** An image that is open for a mount. */
 export interface MountedImage {
@@ -55,11 +56,12 @@ function openOptions(request: ImageRequest): OpenImageOptions {
 
 /**
  * Brings everything that was written to the disk and closes the image, whether that works or not.
+ * Nothing of the mount itself is looked at: this may be the thread that would have to answer.
  *
  * @throws {Qcow2Error} `HOST` and others if what was written last may be lost, or nobody will find
  * it, because the file was replaced
  */
-export function closeMounted({ top }: MountedImage, access: ImageRequest['access']): void {
+export function closeMounted({ top }: MountedImage, { access, directory }: MountRequest): void {
   const identity = top.file instanceof FileDevice ? top.file.identity : undefined;
   try {
     top.close();
@@ -68,6 +70,8 @@ export function closeMounted({ top }: MountedImage, access: ImageRequest['access
     throw error instanceof Qcow2Error ? error.inFile(top.path) : error;
   }
   if (access !== 'rw' && access !== 'overlay') return;
+  const isHidden = !relative(directory, top.path).startsWith('..');
+  if (isHidden) return;
   const stats = statSync(top.path, { throwIfNoEntry: false });
   if (stats !== undefined && `${stats.dev}:${stats.ino}` === identity) return;
   const fate = stats === undefined ? 'removed or renamed' : 'replaced by another';

@@ -31,6 +31,7 @@ export function errnoName(errno: number): string {
 const BY_CODE: Partial<Record<ErrorCode, number>> = {
   OUT_OF_RANGE: Errno.EINVAL,
   READ_ONLY: Errno.EROFS,
+  REFUSED: Errno.EPERM,
   NOT_FOUND: Errno.ENOENT,
 };
 
