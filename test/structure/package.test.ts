@@ -12,7 +12,7 @@ function unknownCommands(markdown: string, known: readonly string[]): string[] {
   const names = code.flatMap((text) =>
     [...text.matchAll(/(?:^|[\s`$(])qcow2 ([a-z][a-z-]*)(?![\w./-])/gm)].map(([, name]) => name!),
   );
-  return [...new Set(names)].filter((name) => ![...known, 'help'].includes(name));
+  return [...new Set(names)].filter((name) => ![...known, 'help', 'qemu-img'].includes(name));
 }
 
 /** Scripts that `npm run NAME` in code of a Markdown text asks for, and that do not exist. */
