@@ -17,6 +17,7 @@ const PACKAGES = [
   // A part of libnbd-bin in some releases, a package of its own in others.
   { name: 'nbdfuse', program: 'nbdfuse' },
   { name: 'python3-libnbd', module: 'nbd' },
+  { name: 'openssl', program: 'openssl' },
   { name: 'fio', program: 'fio' },
   { name: 'fuse3', program: 'fusermount3' },
   { name: 'e2fsprogs', program: 'mke2fs' },

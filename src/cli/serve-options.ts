@@ -85,6 +85,21 @@ const SOCKET_OPTIONS = {
     placeholder: 'ADDR',
     description: 'address to listen on (default localhost, IPv4 and IPv6)',
   },
+  'socket-mode': {
+    kind: 'value',
+    placeholder: 'MODE',
+    description: 'permissions of the Unix socket, as in 660 (default: as the umask says)',
+  },
+  'socket-owner': {
+    kind: 'value',
+    placeholder: 'USER:GROUP',
+    description: 'whom the Unix socket belongs to; either can be left out',
+  },
+  fd: {
+    kind: 'value',
+    placeholder: 'N',
+    description: 'use an inherited descriptor: a socket that listens, or one client',
+  },
 } as const satisfies Record<string, OptionDefinition>;
 
 const TLS_OPTIONS = {
@@ -117,6 +132,18 @@ const SERVER_OPTIONS = {
     placeholder: 'N',
     description: 'clients at one time (default 64)',
   },
+  'idle-timeout': {
+    kind: 'value',
+    placeholder: 'SECONDS',
+    description: 'drop clients that ask for nothing for so long (default: never)',
+  },
+  persistent: {
+    kind: 'flag',
+    short: 't',
+    description: 'go on when the last client has gone; this is the default',
+  },
+  'until-last-client': { kind: 'flag', description: 'end when the last client has gone' },
+  fork: { kind: 'flag', description: 'go on in the background once clients can connect' },
   'pid-file': {
     kind: 'value',
     placeholder: 'FILE',

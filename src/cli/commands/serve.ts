@@ -5,17 +5,17 @@ import { hostError } from '../../errors.ts';
 import type { ImageExport, WriteTarget } from '../../export/nbd/image-exports.ts';
 import { NBD_DEFAULT_PORT } from '../../export/nbd/protocol.ts';
 import { serveNbd } from '../../export/nbd/server.ts';
-import type { NbdAddress, NbdServer } from '../../export/nbd/server.ts';
+import type { NbdAddress, NbdServer, NbdServerOptions } from '../../export/nbd/server.ts';
 import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
+import { addressOf } from '../serve-address.ts';
+import { BackgroundIo, isBackgroundServer, startInBackground } from '../serve-background.ts';
 import { openImages, writeTarget } from '../serve-images.ts';
 import { numberOption, SERVE_OPTIONS, tlsOptions } from '../serve-options.ts';
 import { formatSizeWithBytes } from '../size.ts';
 
 /** Exports that are listed when the server starts; `nbdinfo --list` shows all. */
 const MAX_LISTED_EXPORTS = 20;
-/** Descriptor of the first socket that is passed by socket activation (`sd_listen_fds(3)`). */
-const SD_LISTEN_FDS_START = 3;
 
 export const command: CommandDefinition = {
   name: 'serve',
@@ -41,19 +41,54 @@ export const command: CommandDefinition = {
 };
 
 async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
-  const asJson = args.choice('output', ['human', 'json'], 'human') === 'json';
-  const maxClients = numberOption(args, 'max-clients', { minimum: 1, maximum: 10_000 }) ?? 64;
-  const verbose = args.flag('verbose');
-  const address = addressOf(args);
+  const options = serverOptions(args);
+  const { addresses, isPassedIn } = addressOf(args);
   const written = writeTarget(args);
-  const tls = tlsOptions(args);
+  if (!args.flag('fork')) return serve(args, { io, options, addresses, isPassedIn, written });
+  if (isPassedIn) throw usageError('--fork cannot be used with a socket that is passed in');
+  if (!isBackgroundServer()) return startInBackground(process.argv.slice(2), io);
+  const background = new BackgroundIo(io);
+  const ready = (): void => background.ready();
+  return serve(args, { io: background, options, addresses, isPassedIn, written, ready });
+}
+
+/** What the options say of the server, apart from where it listens. */
+function serverOptions(args: ParsedArguments): NbdServerOptions {
+  const idleSeconds = numberOption(args, 'idle-timeout', { minimum: 1, maximum: 1_000_000 });
+  if (args.flag('persistent') && args.flag('until-last-client')) {
+    throw usageError('--persistent and --until-last-client cannot be used together');
+  }
+  return {
+    maxClients: numberOption(args, 'max-clients', { minimum: 1, maximum: 10_000 }) ?? 64,
+    idleTimeoutMs: idleSeconds === undefined ? undefined : idleSeconds * 1000,
+    tls: tlsOptions(args),
+  };
+}
+
+/** All that a server needs besides its images. */
+interface ServePlan {
+  io: CommandIo;
+  options: NbdServerOptions;
+  addresses: readonly NbdAddress[];
+  isPassedIn: boolean;
+  written: WriteTarget;
+  /** Called once clients can connect. */
+  ready?: () => void;
+}
+
+async function serve(args: ParsedArguments, plan: ServePlan): Promise<number> {
+  const { io, addresses, isPassedIn, written } = plan;
+  const asJson = args.choice('output', ['human', 'json'], 'human') === 'json';
   const served = await openImages(args);
   try {
-    const server = await serveNbd(served.exports, address, {
-      maxClients,
-      tls,
+    let onLastClient = (): void => undefined;
+    const clientsGone = new Promise<void>((resolve) => (onLastClient = resolve));
+    const server = await serveNbd(served.exports, addresses, {
+      ...plan.options,
+      onLastClient,
       log: (message, level) => {
-        if (verbose || level === 'warning') io.stderr(`qcow2: ${printable(message)}\n`);
+        const isTold = args.flag('verbose') || level === 'warning';
+        if (isTold) io.stderr(`qcow2: ${printable(message)}\n`);
       },
     });
     // From here on a signal ends the server in good order.
@@ -61,8 +96,10 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
     const pidFile = args.value('pid-file');
     try {
       if (pidFile !== undefined) writePidFile(pidFile);
-      announce(server, served.exports, { asJson, isPassedIn: 'fd' in address, written }, io);
-      await stopped;
+      announce(server, served.exports, { asJson, isPassedIn, written }, io);
+      plan.ready?.();
+      const endsByItself = args.flag('until-last-client') || !server.acceptsClients;
+      await (endsByItself ? Promise.race([stopped, clientsGone]) : stopped);
     } finally {
       await server.close();
       if (pidFile !== undefined) removePidFile(pidFile);
@@ -71,39 +108,8 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
     served.close();
   }
   const isKept = written !== 'nowhere' && written !== 'temporary';
-  if (isKept && !asJson && !('fd' in address)) io.stdout('All that was written is on the disk.\n');
+  if (isKept && !asJson && !isPassedIn) io.stdout('All that was written is on the disk.\n');
   return 0;
-}
-
-function addressOf(args: ParsedArguments): NbdAddress {
-  const socketPath = args.value('socket');
-  const port = numberOption(args, 'port', { minimum: 0, maximum: 65_535 });
-  const host = args.value('bind');
-  if (socketPath !== undefined && (port !== undefined || host !== undefined)) {
-    throw usageError('--socket cannot be used together with --port or --bind');
-  }
-  if (socketPath === '') throw usageError('--socket needs a path');
-  const isGiven = socketPath !== undefined || port !== undefined || host !== undefined;
-  if (isPassedASocket()) {
-    if (isGiven) {
-      throw usageError(
-        'a socket was passed in (LISTEN_FDS): leave out --socket, --port and --bind',
-      );
-    }
-    return { fd: SD_LISTEN_FDS_START };
-  }
-  if (socketPath !== undefined) return { socketPath };
-  return { port: port ?? NBD_DEFAULT_PORT, ...(host === undefined ? {} : { host }) };
-}
-
-/** Whether a listening socket is there as `sd_listen_fds(3)` describes it. */
-function isPassedASocket(): boolean {
-  const { LISTEN_PID, LISTEN_FDS } = process.env;
-  if (LISTEN_PID !== String(process.pid) || LISTEN_FDS === undefined) return false;
-  if (LISTEN_FDS !== '1') {
-    throw usageError(`one socket must be passed in, not ${LISTEN_FDS} (LISTEN_FDS)`);
-  }
-  return true;
 }
 
 /** Settles at the first signal to stop; the next one ends the process as it would any other. */
@@ -122,7 +128,7 @@ function stopSignal(): Promise<void> {
 function announce(
   server: NbdServer,
   exports: readonly ImageExport[],
-  how: { asJson: boolean; isPassedIn: boolean; written: WriteTarget },
+  how: { asJson: boolean } & Pick<ServePlan, 'isPassedIn' | 'written'>,
   io: CommandIo,
 ): void {
   const [uri] = server.uris();

@@ -39,6 +39,8 @@ export interface ConnectionContext {
   readonly tls: TlsService | undefined;
   /** How long a client may take to choose its export. */
   readonly handshakeTimeoutMs: number;
+  /** How long it may then be silent; undefined for ever. */
+  readonly idleTimeoutMs?: number | undefined;
   /** A line for the log about this client. */
   readonly log: (message: string, level: 'info' | 'warning') => void;
   /** Called once, when the socket is closed and everything is given back. */
@@ -181,6 +183,7 @@ export class Connection {
       return true;
     }
     clearTimeout(this.#handshakeTimer);
+    this.#watchForIdleness();
     const { used, style, contexts } = step;
     this.#used = used;
     this.#context.log(`uses export '${used.name}'`, 'info');
@@ -195,6 +198,18 @@ export class Connection {
       onError: (error) => this.#logError(used.name, error),
     });
     return false;
+  }
+
+  #watchForIdleness(): void {
+    const { idleTimeoutMs } = this.#context;
+    if (idleTimeoutMs === undefined) return;
+    const socket = this.#socket;
+    socket.setTimeout(idleTimeoutMs);
+    socket.on('timeout', () => {
+      // It may be waiting for something that takes long.
+      if (this.#waitingFor === 'turn') socket.setTimeout(idleTimeoutMs);
+      else this.#drop(`it was idle for ${idleTimeoutMs / 1000} seconds`);
+    });
   }
 
   /** Answers in the clear for the last time, and goes on encrypted. */
@@ -312,6 +327,12 @@ export class Connection {
   #abort(reason: string): void {
     this.#context.log(`client dropped: ${reason}`, 'warning');
     this.#end();
+  }
+
+  /** Hangs up on a client that does not listen. */
+  #drop(reason: string): void {
+    this.#context.log(`client dropped: ${reason}`, 'warning');
+    this.destroy();
   }
 
   /** Hangs up once everything has been sent. */

@@ -6,26 +6,40 @@
  */
 
 import { lookup } from 'node:dns/promises';
-import { linkSync, lstatSync, unlinkSync } from 'node:fs';
+import { chmodSync, chownSync, linkSync, lstatSync, unlinkSync } from 'node:fs';
 import type { Stats } from 'node:fs';
-import { connect, createServer } from 'node:net';
-import type { ListenOptions, Server, Socket } from 'node:net';
+import { connect, createServer, Socket } from 'node:net';
+import type { ListenOptions, Server } from 'node:net';
 import { basename, dirname, join, resolve } from 'node:path';
 import { hostError, Qcow2Error } from '../../errors.ts';
+import { descriptorState } from '../../host/socket-state.ts';
+
+/** A Unix socket; the file is made, and removed when the server is closed. */
+export interface UnixSocketAddress {
+  socketPath: string;
+  /** Permissions of the file (default: as the umask says). */
+  mode?: number;
+  /** Whom the file belongs to. */
+  owner?: { uid?: number; gid?: number };
+}
 
 /** Where an NBD server is to be reached. */
 export type NbdAddress =
-  /** A Unix socket; the file is made, and removed when the server is closed. */
-  | { socketPath: string }
+  | UnixSocketAddress
   /** TCP; port 0 takes a free one. `host` is `localhost` (IPv4 and IPv6) if it is not given. */
   | { port: number; host?: string }
-  /** A listening socket that was inherited, as by socket activation. */
+  /**
+   * A socket that was inherited: one that listens, as by socket activation, or the connection to
+   * one client.
+   */
   | { fd: number };
 
 /** A socket that is being listened on. */
 export interface Listener {
   /** NBD URI of an export; undefined where it cannot be told, as for a descriptor. */
   uriOf(exportName: string): string | undefined;
+  /** Whether it is the connection to one client, and no other can come. */
+  isOneClient?: boolean;
   /** Accepts no more clients, and removes the socket file. */
   close(): void;
 }
@@ -42,13 +56,23 @@ export async function listen(
   address: NbdAddress,
   onSocket: (socket: Socket) => void,
 ): Promise<Listener[]> {
-  if ('socketPath' in address) return [await listenUnix(address.socketPath, onSocket)];
-  if ('fd' in address) {
-    const { fd } = address;
-    const server = await startServer({ fd }, onSocket, `descriptor ${fd}`);
-    return [{ uriOf: () => undefined, close: () => void server.close() }];
-  }
+  if ('socketPath' in address) return [await listenUnix(address, onSocket)];
+  if ('fd' in address) return [await listenFd(address.fd, onSocket)];
   return listenTcp(address.port, address.host ?? 'localhost', onSocket);
+}
+
+async function listenFd(fd: number, onSocket: (socket: Socket) => void): Promise<Listener> {
+  const uriOf = (): undefined => undefined;
+  const name = `descriptor ${fd}`;
+  const state = descriptorState(fd);
+  if (state === 'no socket') throw new Qcow2Error('HOST', 'it is no open socket', { file: name });
+  if (state === 'connected') {
+    const socket = new Socket({ fd, allowHalfOpen: true });
+    setImmediate(() => onSocket(socket));
+    return { uriOf, isOneClient: true, close: () => undefined };
+  }
+  const server = await startServer({ fd }, onSocket, name);
+  return { uriOf, close: () => void server.close() };
 }
 
 async function listenTcp(
@@ -104,7 +128,10 @@ function isMissingAddress(error: unknown): boolean {
  * The socket is bound beside its place and linked into it, which fails if something is there: so
  * no file is ever replaced, and clients see it only once it listens.
  */
-async function listenUnix(path: string, onSocket: (socket: Socket) => void): Promise<Listener> {
+async function listenUnix(
+  { socketPath: path, mode, owner }: UnixSocketAddress,
+  onSocket: (socket: Socket) => void,
+): Promise<Listener> {
   if (Buffer.byteLength(path) > MAX_SOCKET_PATH_BYTES) {
     throw new Qcow2Error(
       'INVALID_OPTION',
@@ -118,6 +145,8 @@ async function listenUnix(path: string, onSocket: (socket: Socket) => void): Pro
   let identity: string | undefined;
   try {
     identity = identityOf(lstatSync(besides));
+    if (owner !== undefined) chownSync(besides, owner.uid ?? -1, owner.gid ?? -1);
+    if (mode !== undefined) chmodSync(besides, mode);
     if (besides !== path) {
       linkSync(besides, path);
       unlinkSync(besides);

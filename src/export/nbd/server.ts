@@ -19,7 +19,7 @@ import { loadTls } from './tls.ts';
 import type { NbdTlsOptions, TlsService } from './tls.ts';
 
 export type { NbdExport } from './exports.ts';
-export type { NbdAddress } from './listen.ts';
+export type { NbdAddress, UnixSocketAddress } from './listen.ts';
 export type { NbdTlsOptions } from './tls.ts';
 
 /** Options of {@link serveNbd}. */
@@ -28,6 +28,10 @@ export interface NbdServerOptions {
   maxClients?: number;
   /** Milliseconds in which a client must have chosen its export (default 60,000). */
   handshakeTimeoutMs?: number;
+  /** Milliseconds after which a client that asks for nothing is dropped (default: never). */
+  idleTimeoutMs?: number | undefined;
+  /** Called whenever the last client has gone. */
+  onLastClient?: (() => void) | undefined;
   /** Encrypt connections (default: there is no TLS). */
   tls?: NbdTlsOptions | undefined;
   /**
@@ -51,7 +55,7 @@ export interface CloseOptions {
  * and the connection goes on.
  *
  * @param exports at least one; the first is also served under the empty name, as the default
- * @param address where to listen
+ * @param address where to listen, in one place or several
  * @returns once clients can connect
  * @throws {Qcow2Error} `INVALID_OPTION` for names that NBD does not allow or that are used twice,
  * `LOCKED` if another server listens on the address, `HOST` if it cannot be listened on
@@ -65,11 +69,20 @@ export interface CloseOptions {
  */
 export async function serveNbd(
   exports: readonly NbdExport[],
-  address: NbdAddress,
+  address: NbdAddress | readonly NbdAddress[],
   options: NbdServerOptions = {},
 ): Promise<NbdServer> {
   const clients = new ClientSet(new ExportTable(exports), options);
-  const listeners = await listen(address, (socket) => clients.add(socket));
+  const addresses: readonly NbdAddress[] = 'length' in address ? address : [address];
+  const listeners: Listener[] = [];
+  try {
+    for (const one of addresses) {
+      listeners.push(...(await listen(one, (socket) => clients.add(socket))));
+    }
+  } catch (error) {
+    for (const listener of listeners) listener.close();
+    throw error;
+  }
   // Now, rather than while the first client waits for its first reply.
   setImmediate(prepareDirectSockets);
   return new NbdServer(listeners, clients);
@@ -94,6 +107,11 @@ export class NbdServer implements AsyncDisposable {
     const uris = this.#listeners.flatMap((listener) => listener.uriOf(exportName) ?? []);
     const scheme = this.#clients.isTlsRequired ? 'nbds' : 'nbd';
     return [...new Set(uris.map((uri) => uri.replace(/^nbd/, scheme)))];
+  }
+
+  /** Whether clients can come: not where only the connection to one was passed in. */
+  get acceptsClients(): boolean {
+    return this.#listeners.some(({ isOneClient }) => isOneClient !== true);
   }
 
   /** Clients that are connected now. */
@@ -127,6 +145,7 @@ class ClientSet {
   readonly #maxClients: number;
   readonly #handshakeTimeoutMs: number;
   readonly #tls: TlsService | undefined;
+  readonly #options: NbdServerOptions;
   readonly #log: NonNullable<NbdServerOptions['log']>;
   readonly #warnings: RateLimitedLog;
   #clientNumber = 0;
@@ -134,6 +153,7 @@ class ClientSet {
 
   constructor(exports: ExportTable, options: NbdServerOptions) {
     const { maxClients = 64, handshakeTimeoutMs = 60_000, log = () => undefined } = options;
+    this.#options = options;
     this.#exports = exports;
     this.#maxClients = maxClients;
     this.#handshakeTimeoutMs = handshakeTimeoutMs;
@@ -169,11 +189,14 @@ class ClientSet {
       pool: this.#pool,
       tls: this.#tls,
       handshakeTimeoutMs: this.#handshakeTimeoutMs,
+      idleTimeoutMs: this.#options.idleTimeoutMs,
       log,
       onClosed: (closed) => {
         this.#connections.delete(closed);
         log('disconnected', 'info');
-        if (this.#connections.size === 0) this.#onEmpty?.();
+        if (this.#connections.size > 0) return;
+        this.#onEmpty?.();
+        this.#options.onLastClient?.();
       },
     });
     this.#connections.add(connection);
