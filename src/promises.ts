@@ -17,6 +17,7 @@ export type {
   ProblemListener,
   RepairOptions,
 } from './operations/check.ts';
+export type { AmendOptions } from './operations/amend.ts';
 export type { CommitOptions } from './operations/commit.ts';
 export type { PassDiscard } from './qcow2/allocator.ts';
 export type { BitmapInfo, DirtyRange } from './qcow2/bitmaps.ts';

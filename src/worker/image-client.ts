@@ -6,6 +6,7 @@ import type { Extent, WriteZeroesOptions } from '../device/block-device.ts';
 import type { PartitionTable } from '../format/partition/index.ts';
 import { Qcow2Error } from '../errors.ts';
 import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
+import type { AmendOptions } from '../operations/amend.ts';
 import type { CommitOptions } from '../operations/commit.ts';
 import type { BitmapInfo, DirtyRange } from '../qcow2/bitmaps.ts';
 import type { ResizeOptions } from '../qcow2/image.ts';
@@ -257,6 +258,16 @@ export class AsyncImage extends AsyncDevice {
    */
   async commit(options: CommitOptions = {}): Promise<void> {
     await this.thread.call('commit', options);
+  }
+
+  /**
+   * Changes what a qcow2 image is, as the synchronous `amendImage` does. Close it after that, and
+   * open it anew.
+   * @throws {Qcow2Error} as {@link write}; `INVALID_OPTION`, `UNSUPPORTED` or `TOO_LARGE` for what
+   * cannot be, with the image untouched
+   */
+  async amend(options: AmendOptions): Promise<void> {
+    await this.thread.call('amend', options);
   }
 
   /**

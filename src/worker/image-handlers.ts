@@ -5,6 +5,7 @@ import { checkRange, mergeExtents } from '../device/block-device.ts';
 import type { BlockDevice, Extent } from '../device/block-device.ts';
 import { Qcow2Error } from '../errors.ts';
 import { readPartitionTable } from '../format/partition/index.ts';
+import { amendImage } from '../operations/amend.ts';
 import { checkImage, repairImage } from '../operations/check.ts';
 import type { CheckProblem, ProblemListener } from '../operations/check.ts';
 import { commitImage } from '../operations/commit.ts';
@@ -143,6 +144,7 @@ function changeHandlers(
   | 'deleteSnapshot'
   | 'makeEmpty'
   | 'commit'
+  | 'amend'
 > {
   return {
     writeCompressed: (source, offset) =>
@@ -160,6 +162,7 @@ function changeHandlers(
     },
     makeEmpty: () => qcow2(image, 'backing file').makeEmpty(),
     commit: (options) => commitImage(qcow2(image, 'backing file'), options),
+    amend: (options) => amendImage(image, options),
   };
 }
 

@@ -6,6 +6,7 @@ import type { Extent, WriteZeroesOptions } from '../device/block-device.ts';
 import type { PartitionTable } from '../format/partition/index.ts';
 import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import type { CheckProblem, CheckResult, RepairOptions } from '../operations/check.ts';
+import type { AmendOptions } from '../operations/amend.ts';
 import type { CommitOptions } from '../operations/commit.ts';
 import type { BitmapInfo, DirtyRange } from '../qcow2/bitmaps.ts';
 import type { ResizeOptions } from '../qcow2/image.ts';
@@ -78,6 +79,7 @@ export interface ImageCalls {
   check: { arguments: []; result: CheckResult };
   repair: { arguments: [fix: RepairOptions['fix']]; result: CheckResult };
   commit: { arguments: [options: CommitOptions]; result: void };
+  amend: { arguments: [options: AmendOptions]; result: void };
   openSnapshot: {
     arguments: [idOrName: string];
     result: { device: DeviceHandle; size: number };

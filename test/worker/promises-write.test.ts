@@ -193,6 +193,22 @@ describePeers(['qemu-img', 'qemu-io', 'koffi'], 'an image opened for writing wit
     checkIsClean();
   });
 
+  it('is amended', async () => {
+    {
+      await using image = await openImage(path, WRITABLE);
+      await expect(image.amend({ refcountBits: 3 })).rejects.toMatchObject({
+        code: 'INVALID_OPTION',
+        file: path,
+      });
+      await image.amend({ refcountBits: 64, lazyRefcounts: true });
+    }
+    const { 'format-specific': specific } = JSON.parse(qemuImg('info', '--output=json', path)) as {
+      'format-specific': { data: Record<string, unknown> };
+    };
+    expect(specific.data).toMatchObject({ 'refcount-bits': 64, 'lazy-refcounts': true });
+    checkIsClean();
+  });
+
   it('rejects what the engine refuses, with its error', async () => {
     const reading = await openImage(path);
     expect(reading.readOnly).toBe(true);
@@ -344,6 +360,7 @@ it('has raw images too, without what these cannot do', async () => {
     () => image.writeCompressed(Buffer.alloc(4096), 0),
     () => image.makeEmpty(),
     () => image.commit(),
+    () => image.amend({}),
   ]) {
     await expect(call()).rejects.toMatchObject({ code: 'UNSUPPORTED', file: raw });
   }
