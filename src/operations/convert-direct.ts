@@ -22,7 +22,7 @@ export interface DirectChunksOptions {
   others?: { depth: number; open: () => ChunkSource } | undefined;
 }
 
-/** Chunks that are read ahead: one in work, and one for each core to read. */
+/** Chunks that are read at a time: more would only be out of the processor's cache by their turn. */
 const DEPTH = 3;
 
 /** See the head of this file. */
@@ -34,6 +34,10 @@ export class DirectChunks implements ChunkSource {
   readonly #openOthers: (() => ChunkSource) | undefined;
   #others: ChunkSource | undefined;
   readonly #freeBuffers: Uint8Array[] = [];
+  /** Buffers that there are. */
+  #buffers = 0;
+  /** Those who wait for a buffer, first come first served. */
+  readonly #waiting: ((buffer: Uint8Array) => void)[] = [];
 
   constructor({ source, spec, others }: DirectChunksOptions) {
     this.depth = Math.max(DEPTH, others?.depth ?? 0);
@@ -46,7 +50,7 @@ export class DirectChunks implements ChunkSource {
   fetch(request: ChunkRequest): Chunk | Promise<Chunk> {
     const range = this.#rangeOf(request);
     if (range !== undefined) return this.#readAhead(request, range);
-    if (this.#openOthers === undefined) return this.#prepare(request, this.#takeBuffer());
+    if (this.#openOthers === undefined) return this.#readHere(request);
     this.#others ??= this.#openOthers();
     return this.#others.fetch(request);
   }
@@ -62,21 +66,38 @@ export class DirectChunks implements ChunkSource {
   }
 
   #readAhead(request: ChunkRequest, { descriptor, hostOffset }: HostRange): Promise<Chunk> {
-    const bytes = this.#takeBuffer();
-    const { length } = request;
     const promise = new Promise<Chunk>((resolve, reject) => {
-      read(descriptor, bytes, 0, length, hostOffset, (error, count) => {
+      this.#withBuffer((bytes) => {
+        const { length } = request;
+        read(descriptor, bytes, 0, length, hostOffset, (error, count) => {
+          try {
+            // What could not be read is read again, for the error that belongs to it.
+            const isRead = error === null && count === length;
+            resolve(isRead ? this.#examine(request, bytes) : this.#prepare(request, bytes));
+          } catch (failure) {
+            const problem = failure as Error;
+            reject(problem);
+          }
+        });
+      });
+    });
+    // An error waits for its turn: those of chunks before it come first.
+    promise.catch(() => undefined);
+    return promise;
+  }
+
+  /** Has this thread read a chunk, when it has a buffer for it. */
+  #readHere(request: ChunkRequest): Promise<Chunk> {
+    const promise = new Promise<Chunk>((resolve, reject) => {
+      this.#withBuffer((bytes) => {
         try {
-          // What could not be read is read again, for the error that belongs to it.
-          const isRead = error === null && count === length;
-          resolve(isRead ? this.#examine(request, bytes) : this.#prepare(request, bytes));
+          resolve(this.#prepare(request, bytes));
         } catch (failure) {
           const problem = failure as Error;
           reject(problem);
         }
       });
     });
-    // An error waits for its turn: those of chunks before it come first.
     promise.catch(() => undefined);
     return promise;
   }
@@ -91,11 +112,22 @@ export class DirectChunks implements ChunkSource {
     return { ...prepared, bytes, compressed: undefined, release: () => this.#giveBack(bytes) };
   }
 
-  #takeBuffer(): Uint8Array {
-    return this.#freeBuffers.pop() ?? Buffer.allocUnsafeSlow(this.#spec.chunkBytes);
+  /** Calls `use` with a buffer of its own, as soon as there is one. */
+  #withBuffer(use: (buffer: Uint8Array) => void): void {
+    const free = this.#freeBuffers.pop();
+    if (free !== undefined) {
+      use(free);
+    } else if (this.#buffers < DEPTH) {
+      this.#buffers++;
+      use(Buffer.allocUnsafeSlow(this.#spec.chunkBytes));
+    } else {
+      this.#waiting.push(use);
+    }
   }
 
-  #giveBack(bytes: Uint8Array): void {
-    this.#freeBuffers.push(bytes);
+  #giveBack(buffer: Uint8Array): void {
+    const next = this.#waiting.shift();
+    if (next === undefined) this.#freeBuffers.push(buffer);
+    else next(buffer);
   }
 }
