@@ -2,7 +2,8 @@
  * Sending bytes of a file to a socket without a copy through this process (sendfile(2)).
  *
  * Node writes to a socket only what is in memory, so that each byte is copied twice: out of the
- * page cache, and into the socket. sendfile(2) hands the cached pages to the socket as they are.
+ * page cache, and into the socket. sendfile(2) hands the cached pages to the socket as they are. In
+ * the other direction recv(2) puts bytes where they are wanted, and not into a buffer of their own.
  */
 
 import type { Socket } from 'node:net';
@@ -29,6 +30,7 @@ type Call = (...values: unknown[]) => unknown;
 interface Calls {
   libc: Libc;
   lseek: Call;
+  recv: Call;
   send: Call;
   sendfile: Call;
   setsockopt: Call;
@@ -44,6 +46,7 @@ function loadCalls(): Calls | undefined {
   calls = {
     libc,
     lseek: libc.func('int64_t lseek(int fd, int64_t offset, int whence)'),
+    recv: libc.func('int64_t recv(int fd, void *bytes, size_t length, int flags)'),
     send: libc.func('int64_t send(int fd, const void *bytes, size_t length, int flags)'),
     sendfile: libc.func('int64_t sendfile64(int out, int in, void *offset, size_t length)'),
     setsockopt: libc.func(
@@ -92,6 +95,14 @@ export class DirectSocket {
   /** Whether all that was written to the stream has left, so that what is sent now is next. */
   get isReady(): boolean {
     return this.#socket.writableLength === 0 && descriptorOf(this.#socket) >= 0;
+  }
+
+  /**
+   * Takes bytes that have arrived, past the stream, which must have none that it has not passed on.
+   * @returns how many of them; 0 if there are none now: the stream tells when there are, or no more
+   */
+  receive(target: Uint8Array): number {
+    return this.#attempt((fd) => this.#calls.recv(fd, target, target.length, MSG_DONTWAIT));
   }
 
   /** Whether a file has at least `size` bytes now, and can be sent from. */

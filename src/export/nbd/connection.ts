@@ -195,6 +195,7 @@ export class Connection {
       contexts,
       isFull: () => this.#isFull(),
       direct: () => this.#directSocket(),
+      receive: (target) => this.#receive(target),
       onError: (error) => this.#logError(used.name, error),
     });
     return false;
@@ -281,6 +282,13 @@ export class Connection {
   #directSocket(): DirectSocket | undefined {
     if (this.#direct === undefined) this.#direct = DirectSocket.of(this.#socket) ?? null;
     return this.#direct ?? undefined;
+  }
+
+  /** Takes what has arrived behind the input, as long as the stream holds none of it. */
+  #receive(target: Uint8Array): number {
+    const socket = this.#socket;
+    if (this.#inputEnded || socket.readableLength > 0 || socket.isPaused()) return 0;
+    return this.#directSocket()?.receive(target) ?? 0;
   }
 
   get #maxOutstandingBytes(): number {

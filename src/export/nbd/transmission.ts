@@ -63,6 +63,11 @@ export interface TransmissionContext {
   readonly isFull: () => boolean;
   /** The way into the client's socket beside its stream, if there is one. */
   readonly direct?: () => DirectOutput | undefined;
+  /**
+   * Fills what it can of a buffer with bytes that come after all that `run` was given, and says how
+   * many; they are not given to `run` any more.
+   */
+  readonly receive?: (target: Uint8Array) => number;
   /** Told about what failed; the client sees an error of the protocol. */
   readonly onError: (error: unknown) => void;
 }
@@ -141,9 +146,10 @@ export class Transmission {
         continue;
       }
       if (this.#incoming !== undefined) {
-        const before = this.position;
-        const isComplete = this.#receive(this.#incoming, input);
-        cost += this.position - before;
+        const before = this.#incoming.remaining;
+        const incoming = this.#incoming;
+        const isComplete = this.#receive(incoming, input);
+        cost += before - incoming.remaining;
         if (!isComplete) return this.#rest();
         continue;
       }
@@ -270,6 +276,10 @@ export class Transmission {
   /** Takes payload from the input; false if more of it is to come. */
   #receive(incoming: IncomingWrite, input: Uint8Array): boolean {
     this.position += incoming.take(input.subarray(this.position));
+    const { receive } = this.#context;
+    while (receive !== undefined && incoming.remaining > 0 && this.position === input.length) {
+      if (incoming.takeFrom(receive) === 0) break;
+    }
     if (incoming.remaining > 0) return false;
     this.#incoming = undefined;
     const { request, failure } = incoming;

@@ -22,7 +22,10 @@ export function talk(
   chunks: readonly Uint8Array[],
   device: BlockDevice,
   pool = new BufferPool(),
-  agreed: Pick<TransmissionContext, 'style' | 'contexts' | 'isWritable' | 'direct'> = {},
+  agreed: Pick<
+    TransmissionContext,
+    'style' | 'contexts' | 'isWritable' | 'direct' | 'receive'
+  > = {},
 ): Session {
   const sent: Buffer[] = [];
   const errors: string[] = [];

@@ -189,6 +189,28 @@ describe('NBD_CMD_WRITE', () => {
     ).toBe(true);
   });
 
+  it('can be taken from where it arrives, in any pieces', () => {
+    const data = pattern(5 * MiB);
+    const disks = [1000, 70_000, 3 * MiB].map((most) => {
+      const device = disk(6 * MiB);
+      let sent = 100;
+      const receive = (target: Uint8Array): number => {
+        const part = data.subarray(sent, sent + Math.min(most, target.length));
+        target.set(part);
+        sent += part.length;
+        return part.length;
+      };
+      const fields = { type: CMD.WRITE, offset: 1000, length: data.length };
+      const bytes = Buffer.concat([request(fields), data.subarray(0, 100)]);
+      const session = talk([bytes], device, new BufferPool(), { isWritable: true, receive });
+      expect(session.sent).toEqual(simpleReply(0));
+      return contentOf(device);
+    });
+    for (const content of disks) {
+      expect(content.subarray(1000, 1000 + data.length).equals(data)).toBe(true);
+    }
+  });
+
   it('goes on when the first piece fails: the rest of the payload is dropped', () => {
     const device = disk(8 * MiB);
     device.failsAt = 5;
