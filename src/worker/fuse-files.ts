@@ -123,6 +123,22 @@ export async function mountFiles(job: FilesJob): Promise<MountedStack> {
 }
 
 /**
+ * Clears away what is left of mounted files once the mount of the image has ended: nothing, unless
+ * somebody cut that off under them. Only what is known to be from here.
+ */
+export function clearFiles({ mounts, madeDirectories }: RecordedFiles): void {
+  for (const { directory, device } of mounts.toReversed()) {
+    if (device === '' || findMount(directory)?.device !== device) continue;
+    try {
+      unmountFuse(directory, { lazy: true });
+    } catch {
+      // Whoever reads there gets errors, and umount(8) ends it.
+    }
+  }
+  for (const made of madeDirectories) removeEmptyDirectory(made);
+}
+
+/**
  * The part of a request that goes on to the files: the image itself in a private directory, readable
  * by this user alone.
  *

@@ -23,7 +23,7 @@ import { abortConnection, mountFuse, raiseReadAhead, unmountFuse } from '../host
 import { findMount } from '../host/mountinfo.ts';
 import { processStartTime } from '../host/processes.ts';
 import { openForMount } from './fuse-image.ts';
-import { mountFiles } from './fuse-files.ts';
+import { clearFiles, mountFiles } from './fuse-files.ts';
 import type { MountedStack } from './fuse-files.ts';
 import { removeEmptyDirectory } from './fuse-mounts.ts';
 import { fromWireError } from './wire-error.ts';
@@ -106,7 +106,7 @@ export async function startMount(request: MountRequest): Promise<ActiveMount> {
   record(request, status);
   const tidy = (): void => {
     detach(directory);
-    for (const made of status.files?.madeDirectories ?? []) removeEmptyDirectory(made);
+    if (status.files !== undefined) clearFiles(status.files);
     removeMade(request);
   };
   const ended = served.ended.then(

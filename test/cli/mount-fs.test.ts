@@ -8,6 +8,7 @@ import {
   readdirSync,
   readFileSync,
   readSync,
+  rmdirSync,
   writeFileSync,
 } from 'node:fs';
 import { describe, expect, it } from 'vitest';
@@ -270,6 +271,24 @@ describePeers(NEEDED, 'qcow2 mount --fs', () => {
       expect(hello()).toBe('hello from inside\n');
       bench.ok('unmount', 'm');
       await until(() => loops.every((loop) => !isAttached(loop)));
+      expectClear('disk.qcow2');
+    });
+
+    it('of a connection that somebody aborts takes the files with it', async () => {
+      makeWholeDisk(bench.path('disk.qcow2'), 16, MKFS_EXT4);
+      bench.ok('mount', '--fs', 'disk.qcow2', 'm');
+      const { pid } = bench.mount();
+      const record = readdirSync(bench.path('state')).find((name) => name.endsWith('.json'))!;
+      const { device } = JSON.parse(readFileSync(bench.path('state', record), 'utf8')) as {
+        device: string;
+      };
+      const control = bench.path('control');
+      mkdirSync(control);
+      run('mount', ['-t', 'fusectl', 'none', control]);
+      writeFileSync(`${control}/${device.split(':')[1]}/abort`, '1\n');
+      run('umount', [control]);
+      await until(() => !isAlive(pid, undefined));
+      rmdirSync(control);
       expectClear('disk.qcow2');
     });
 
