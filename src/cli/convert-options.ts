@@ -243,6 +243,9 @@ function parseCreation(args: ParsedArguments, format: 'qcow2' | 'raw'): CreateOp
   const values = parseCreationOptions(format, lists);
   const backing = args.value('backing');
   const backingFormat = args.value('output-backing-format');
+  if (backingFormat !== undefined && format === 'raw') {
+    throw usageError('-F is for -O qcow2: a raw image has no backing file');
+  }
   if (backing !== undefined && format === 'qcow2') values.set('backing_file', backing);
   if (backingFormat !== undefined && format === 'qcow2') values.set('backing_fmt', backingFormat);
   // As large as the images are, whatever else is said.

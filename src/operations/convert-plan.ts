@@ -25,10 +25,12 @@ export interface PlannedRun {
 /** What {@link planConversion} has to know. */
 export interface PlanOptions {
   /**
-   * Bytes of what is behind the output. What the source's top layer does not hold is left to it
-   * then. Undefined: nothing is behind the output that could show.
+   * Bytes of what is behind the output. What the source's top layer takes from its own backing file
+   * is left to it then. Undefined: nothing is behind the output that could show.
    */
   backingSize?: number | undefined;
+  /** Bytes of what is behind the source's top layer (default: as much as the source). */
+  sourceBackingSize?: number | undefined;
   /** Runs begin and end at multiples of it, or where the source ends (default 1). */
   alignment?: number | undefined;
   /** Zeroes are read and written as any data (default false). */
@@ -56,19 +58,24 @@ export function* planConversion(
 }
 
 function* classify(source: BlockDevice, options: PlanOptions): Generator<PlannedRun> {
-  const { backingSize, zeroIsData = false, salvage = false } = options;
-  const kindOf = ({ depth, present, zero }: Extent): PlannedKind => {
-    if (backingSize !== undefined && (depth > 0 || !present)) return 'backing';
-    return zero && !zeroIsData ? 'zero' : 'data';
-  };
-  for (const extent of salvage ? salvagedExtents(source) : source.extents(0, source.size)) {
-    const kind = kindOf(extent);
-    const [start, end] = [extent.offset, extent.offset + extent.length];
+  const { backingSize, sourceBackingSize = Infinity, zeroIsData = false } = options;
+  const extents = options.salvage === true ? salvagedExtents : wholeExtents;
+  for (const { offset, length, depth, zero } of extents(source)) {
+    const end = offset + length;
+    // Where nothing is behind the source, what it does not hold are zeroes.
+    const isBehind = backingSize !== undefined && depth > 0;
+    const start = isBehind ? Math.min(Math.max(sourceBackingSize, offset), end) : offset;
+    if (start > offset) yield { kind: 'backing', start: offset, end: start };
+    const kind = zero && !zeroIsData ? 'zero' : 'data';
     // Past its end, what is behind the output reads as zeroes anyway.
     const split = kind === 'zero' ? Math.min(Math.max(backingSize ?? end, start), end) : end;
     if (split > start) yield { kind, start, end: split };
     if (end > split) yield { kind: 'backing', start: split, end };
   }
+}
+
+function wholeExtents(source: BlockDevice): Iterable<Extent> {
+  return source.extents(0, source.size);
 }
 
 /** The extents of a device; what damaged tables map is said to be data. */

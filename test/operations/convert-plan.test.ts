@@ -11,6 +11,7 @@ const kinds = {
   zero: { kind: 'zero', zero: true, present: true, depth: 0 },
   hole: { kind: 'hole', zero: true, present: false, depth: 0 },
   below: { kind: 'data', zero: false, present: true, depth: 1 },
+  nowhere: { kind: 'hole', zero: true, present: false, depth: 1 },
 } as const;
 
 type Layout = readonly (readonly [kind: keyof typeof kinds, length: number])[];
@@ -57,9 +58,23 @@ test('what the top layer does not hold is left to the backing file', () => {
   expect(plan(layout, { backingSize: 40 })).toEqual([
     'backing 0-10',
     'data 10-20',
-    'backing 20-30',
-    'zero 30-40',
+    // Nothing is behind the source there.
+    'zero 20-40',
     'backing 40-50',
+  ]);
+});
+
+test('past the end of its backing file, what the top layer does not hold are zeroes', () => {
+  const layout: Layout = [
+    ['below', 10],
+    ['data', 10],
+    ['nowhere', 10],
+  ];
+  expect(plan(layout, { backingSize: 30, sourceBackingSize: 25 })).toEqual([
+    'backing 0-10',
+    'data 10-20',
+    'backing 20-25',
+    'zero 25-30',
   ]);
 });
 

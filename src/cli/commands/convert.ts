@@ -111,6 +111,7 @@ async function convert(images: readonly Image[], { args, choices, given, open, i
     });
     const options: ConvertOptions = {
       ...output.plan,
+      sourceBackingSize: images.length === 1 ? images[0]?.backing?.size : undefined,
       spec: output.spec,
       bytesPerSecond: choices.bytesPerSecond,
       onUnreadable: isQuiet ? undefined : (range) => warnUnreadable(range, io),
@@ -149,6 +150,9 @@ function warnUnreadable({ offset, length, problem }: UnreadableRange, io: Comman
 function bitmapsOf(image: Image, { bitmaps }: ConvertChoices, io: CommandIo): NewBitmap[] {
   if (bitmaps === 'none') return [];
   if (image.format !== 'qcow2') throw usageError('--bitmaps cannot be: a raw image has no bitmaps');
+  if (image.header.version < 3) {
+    throw usageError('--bitmaps cannot be: an image with compat=0.10 has no bitmaps');
+  }
   const broken = image.bitmaps.filter(({ isInconsistent }) => isInconsistent);
   for (const { name } of broken) {
     if (bitmaps === 'all') {

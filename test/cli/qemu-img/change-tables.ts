@@ -119,6 +119,9 @@ export const COMMIT: Subcommand = {
 };
 
 const TOP = { images: ['top.qcow2'] };
+const ZEROES_KEPT =
+  'zeroes that hide the new backing file are zero clusters, which take no space; images with ' +
+  'compat=0.10 keep theirs too, where qemu-img 7.2 loses them';
 const TO_OTHER = '-b other.qcow2 -F qcow2';
 
 export const REBASE: Subcommand = {
@@ -131,7 +134,8 @@ export const REBASE: Subcommand = {
       wrong(`${TO_OTHER} @missing`),
       wrong(TO_OTHER),
     ]),
-    better('-b', 'zeroes that hide the new backing file are zero clusters, and take no space', [
+    better('-b', ZEROES_KEPT, [
+      onlyHere('-b other.qcow2 -F qcow2 @old.qcow2'),
       call(`${TO_OTHER} @top.qcow2`, TOP),
       call('-b disk.qcow2 -F qcow2 @top.qcow2', { contents: ['top.qcow2'] }),
       call('-b base.qcow2 -F qcow2 @top.qcow2', TOP),
@@ -267,7 +271,8 @@ export const SNAPSHOT: Subcommand = {
       wrong('@disk.qcow2 @disk.qcow2'),
     ]),
     same('-l', [call('-l @plain.qcow2'), call('-l @disk.qcow2'), call('-l @disk.raw')]),
-    better('-c', 'the image is what it was before, or has the snapshot: there is nothing between', [
+    better('-c', 'takes effect in one instant; an empty name is refused', [
+      notHere(['-c', '', '@disk.qcow2'], "a snapshot's name has 1 to 255 bytes"),
       call('-c second @disk.qcow2', DISK),
       call('-c first @disk.qcow2', DISK),
       call('-c second @old.qcow2', { images: ['old.qcow2'] }),

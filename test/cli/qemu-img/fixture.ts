@@ -8,6 +8,7 @@ import { qemuImg, qemuIo } from '../../support/qemu.ts';
 export const OVERLAYS: Readonly<Record<string, readonly string[]>> = {
   'base.qcow2': ['middle.qcow2', 'top.qcow2'],
   'middle.qcow2': ['top.qcow2'],
+  'small.qcow2': ['longer.qcow2'],
 };
 
 /** Fills a directory with small images of all kinds. Names among them are relative. */
@@ -40,6 +41,9 @@ export function makeImages(directory: string): void {
   qemuIo(at('top.qcow2'), ['write -P 9 600k 100k', 'write -z 3M 64k']);
   create('other.qcow2', '4M');
   qemuIo(at('other.qcow2'), ['write -P 6 0 960k', 'write -P 2 3M 64k']);
+  qemuIo(at('small.qcow2'), ['write -P 4 512k 64k']);
+  create('longer.qcow2', '4M', '-b', 'small.qcow2', '-F', 'qcow2');
+  qemuIo(at('longer.qcow2'), ['write -P 9 2M 64k']);
   qemuImg('create', '-q', '-f', 'qcow2', '-u', '-b', 'gone', '-F', 'raw', at('orphan.qcow2'), '4M');
 
   create('marked.qcow2', '4M');

@@ -1,6 +1,6 @@
 /** The options of the subcommands that make images: create, convert. */
 
-import { forceShareRow, objectRow } from './common-rows.ts';
+import { forceShareRow, imageOptsRow, objectRow } from './common-rows.ts';
 import { better, call, notHere, onlyHere, refused, same, wrong } from './model.ts';
 import type { CaseDetails, OptionCase, OptionRow, Subcommand } from './model.ts';
 import { CACHE, FORMATS, PROGRESS } from './read-tables.ts';
@@ -286,16 +286,27 @@ export const CONVERT: Subcommand = {
       ],
       'as for create',
     ),
-    same('-B', [
+    better('-B', 'zeroes past the end of a shorter backing file never show the new one', [
       converted('-B middle.qcow2 -F qcow2 @top.qcow2'),
       converted('-B base.qcow2 -F qcow2 @top.qcow2'),
+      converted('-B base.qcow2 -F qcow2 @plain.qcow2'),
+      converted('-B base.qcow2 -F qcow2 @longer.qcow2', {
+        headers: [],
+        contents: ['new.qcow2'],
+      }),
+      converted('-B base.qcow2 -F qcow2 @disk.raw'),
+      converted('-B small.qcow2 -F qcow2 @plain.qcow2'),
       converted('-o backing_file=middle.qcow2,backing_fmt=qcow2 @top.qcow2'),
       notConverted('-B missing -F qcow2 @top.qcow2'),
       notConverted('-B middle.qcow2 @top.qcow2'),
       notConverted('-B middle.qcow2 -F qcow2 @top.qcow2 @top.qcow2'),
       wrong('-O raw -B middle.qcow2 -F qcow2 @top.qcow2 @new.raw'),
     ]),
-    same('-F', [notConverted('-B middle.qcow2 -F nofmt @top.qcow2')]),
+    same('-F', [
+      notConverted('-B middle.qcow2 -F nofmt @top.qcow2'),
+      notConverted('-F qcow2 @plain.qcow2'),
+      wrong('-O raw -F qcow2 @plain.qcow2 @new.raw'),
+    ]),
     same('-l', [
       converted('-l first @disk.qcow2'),
       converted('-l 1 @disk.qcow2'),
@@ -304,6 +315,7 @@ export const CONVERT: Subcommand = {
       notConverted('-l nope @disk.qcow2'),
       notConverted('-l snapshot.foo=1 @disk.qcow2'),
       notConverted('-l first @disk.qcow2 @plain.qcow2'),
+      notConverted('-s first @disk.qcow2'),
       notConverted('-l first @disk.raw'),
     ]),
     same('-n', [
@@ -359,6 +371,7 @@ export const CONVERT: Subcommand = {
       converted('--bitmaps @plain.qcow2'),
       notConverted('--bitmaps @broken.qcow2'),
       notConverted('--bitmaps @disk.raw'),
+      notConverted('--bitmaps @old.qcow2'),
       wrong('--bitmaps -O raw @marked.qcow2 @new.raw'),
       notHere('-O qcow2 --bitmaps -l 1 @disk.qcow2 @new.qcow2', '--bitmaps cannot be with -l'),
     ]),
@@ -380,5 +393,21 @@ export const CONVERT: Subcommand = {
       CACHE,
     ),
     objectRow('-O qcow2 @plain.qcow2 @new.qcow2'),
+    imageOptsRow({
+      before: '-O qcow2',
+      image: 'plain.qcow2',
+      after: '@new.qcow2',
+      details: { headers: ['new.qcow2'] },
+    }),
+    same('--target-image-opts', [
+      call('-n --target-image-opts @plain.qcow2 driver=qcow2,file.filename=@large.qcow2', {
+        images: ['large.qcow2'],
+      }),
+      call('-n --target-image-opts @plain.qcow2 driver=raw,file.filename=@space.raw', {
+        images: ['space.raw'],
+      }),
+      wrong('--target-image-opts @plain.qcow2 driver=qcow2,file.filename=@large.qcow2'),
+      wrong('-n --target-image-opts @plain.qcow2 driver=qcow2,file.filename=@missing'),
+    ]),
   ],
 };
