@@ -18,6 +18,9 @@ import { bench as map } from './benches/map.ts';
 import { bench as mount } from './benches/mount.ts';
 import { bench as nbdRand } from './benches/nbd-rand.ts';
 import { bench as nbdSeq } from './benches/nbd-seq.ts';
+import { bench as nbdWrite } from './benches/nbd-write.ts';
+import { bench as nbdZlib } from './benches/nbd-zlib.ts';
+import { bench as nbdZstd } from './benches/nbd-zstd.ts';
 import type { Bench, BenchContext } from './support/bench.ts';
 import { drawChart } from './support/chart.ts';
 import { Cleanup } from './support/cleanup.ts';
@@ -32,6 +35,9 @@ const BENCHES: readonly Bench[] = [
   fuseWrite,
   nbdSeq,
   nbdRand,
+  nbdWrite,
+  nbdZlib,
+  nbdZstd,
   mount,
   info,
   map,

@@ -75,28 +75,42 @@ function storageDaemonWith(options: { writable: boolean }): Exporter {
 }
 
 /** `qcow2 serve` on a Unix socket. */
-export const ourServer: Exporter = {
-  name: OURS,
-  async start(context, image) {
-    const directory = makeDirectory(context, 'serve');
-    const socket = path.join(directory, 'socket');
-    const command: Command = [...context.qcow2, 'serve', '--socket', socket, image];
-    return serve(context, { command, directory, address: socketUri(socket), socket });
-  },
-};
+export const ourServer: Exporter = ourServerWith([]);
+
+/** `qcow2 serve --rw`. */
+export const ourWritableServer: Exporter = ourServerWith(['--rw']);
+
+function ourServerWith(options: readonly string[]): Exporter {
+  return {
+    name: OURS,
+    async start(context, image) {
+      const directory = makeDirectory(context, 'serve');
+      const socket = path.join(directory, 'socket');
+      const command: Command = [...context.qcow2, 'serve', ...options, '--socket', socket, image];
+      return serve(context, { command, directory, address: socketUri(socket), socket });
+    },
+  };
+}
 
 /** qemu-nbd on a Unix socket, for up to eight clients. */
-export const qemuNbd: Exporter = {
-  name: 'qemu-nbd',
-  program: 'qemu-nbd',
-  async start(context, image) {
-    const directory = makeDirectory(context, 'nbd');
-    const socket = path.join(directory, 'socket');
-    const options = ['-r', '-t', '-e', '8', '-f', 'qcow2'];
-    const command: Command = ['qemu-nbd', ...options, '-k', socket, image];
-    return serve(context, { command, directory, address: socketUri(socket), socket });
-  },
-};
+export const qemuNbd: Exporter = qemuNbdWith(['-r']);
+
+/** qemu-nbd for clients that write. */
+export const qemuNbdWritable: Exporter = qemuNbdWith([]);
+
+function qemuNbdWith(extra: readonly string[]): Exporter {
+  return {
+    name: 'qemu-nbd',
+    program: 'qemu-nbd',
+    async start(context, image) {
+      const directory = makeDirectory(context, 'nbd');
+      const socket = path.join(directory, 'socket');
+      const options = [...extra, '-t', '-e', '8', '-f', 'qcow2'];
+      const command: Command = ['qemu-nbd', ...options, '-k', socket, image];
+      return serve(context, { command, directory, address: socketUri(socket), socket });
+    },
+  };
+}
 
 /** The command line of a FUSE export by qemu-storage-daemon. */
 export function storageDaemonCommand(

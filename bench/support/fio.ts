@@ -1,5 +1,5 @@
 /**
- * fio: random reads, as a rate.
+ * fio: random reads and writes, as a rate.
  */
 
 import type { BenchContext } from './bench.ts';
@@ -31,19 +31,51 @@ export async function randomReads(context: BenchContext, options: string[]): Pro
 }
 
 /**
+ * Runs a job of random writes over the nbd engine for as long as the run's measurements last.
+ *
+ * @returns writes a second
+ * @throws {Error} if fio fails, reports an error or writes nothing
+ */
+export async function randomWrites(
+  context: BenchContext,
+  { uri, blockSize }: { uri: string; blockSize: string },
+): Promise<number> {
+  const command: Command = [
+    'fio',
+    '--name=random-writes',
+    '--rw=randwrite',
+    `--bs=${blockSize}`,
+    '--norandommap',
+    '--time_based',
+    `--runtime=${context.seconds}`,
+    '--thread',
+    '--ioengine=nbd',
+    `--uri=${uri}`,
+    '--iodepth=16',
+    '--output-format=json',
+  ];
+  const { stdout } = await context.programs.run(command);
+  return rateOf(stdout, 'write');
+}
+
+/**
  * The rate in fio's JSON report, which messages may precede.
  *
  * @throws {Error} if it holds no job, an error, or no reads
  */
 export function readsPerSecond(report: string): number {
+  return rateOf(report, 'read');
+}
+
+function rateOf(report: string, direction: 'read' | 'write'): number {
   const start = report.search(/^\{/m);
   if (start < 0) throw new Error('fio printed no report');
   const parsed = JSON.parse(report.slice(start)) as {
-    jobs?: { error?: number; read?: { iops?: number } }[];
+    jobs?: { error?: number; read?: { iops?: number }; write?: { iops?: number } }[];
   };
   const job = parsed.jobs?.[0];
   if (job?.error !== 0) throw new Error(`fio reports error ${job?.error ?? '(no job)'}`);
-  const rate = job.read?.iops ?? 0;
-  if (!(rate > 0)) throw new Error('fio read nothing');
+  const rate = job[direction]?.iops ?? 0;
+  if (!(rate > 0)) throw new Error(direction === 'read' ? 'fio read nothing' : 'fio wrote nothing');
   return rate;
 }
