@@ -30,7 +30,9 @@ function tell(message: WorkerMessage): void {
 const log = new ErrorLog((line) => writeSync(2, `${line}\n`));
 
 // The files in an image are written through this thread, which must not wait for that in its turn.
-if (request.files !== undefined && request.access !== 'ro') becomeIoFlusher();
+if (request.files !== undefined && request.access !== 'ro' && !becomeIoFlusher()) {
+  writeSync(2, 'no CAP_SYS_RESOURCE or koffi: this mount may hang where memory runs out\n');
+}
 
 function serve({ tree }: OpenedImage, fd: number): void {
   const jobsDone = words.subarray(Control.jobsDone);

@@ -2,7 +2,7 @@
 
 import { rmdirSync } from 'node:fs';
 import { Qcow2Error } from '../errors.ts';
-import { unmountFuse } from '../host/mount.ts';
+import { abortConnection, unmountFuse } from '../host/mount.ts';
 import { findMount, listMounts } from '../host/mountinfo.ts';
 import type { MountEntry } from '../host/mountinfo.ts';
 import { isAlive, processOwner, usersOfMount } from '../host/processes.ts';
@@ -227,7 +227,12 @@ async function terminate(state: FoundState): Promise<void> {
   const patienceMs = state.access === 'ro' ? TERMINATE_TIMEOUT_MS : WRITER_TERMINATE_TIMEOUT_MS;
   if (!(await waitForExit(state, patienceMs))) {
     signal(state, 'SIGKILL');
-    await waitForExit(state, EXIT_TIMEOUT_MS);
+    if (!(await waitForExit(state, TERMINATE_TIMEOUT_MS))) {
+      // A thread that waits for memory, which waits for pages to be written through that very
+      // thread, cannot be killed. Aborting the connection fails those writes, and it goes on.
+      abortConnection(state.device);
+      await waitForExit(state, EXIT_TIMEOUT_MS);
+    }
   }
   const failure = failureOf(state);
   clean(state);
