@@ -68,7 +68,8 @@ function* classify(source: BlockDevice, options: PlanOptions): Generator<Planned
     if (start > offset) yield { kind: 'backing', start: offset, end: start };
     const kind = zero && !zeroIsData ? 'zero' : 'data';
     // Past its end, what is behind the output reads as zeroes anyway.
-    const split = kind === 'zero' ? Math.min(Math.max(backingSize ?? end, start), end) : end;
+    const canBeLeft = kind === 'zero' || (isBehind && zero);
+    const split = canBeLeft ? Math.min(Math.max(backingSize ?? end, start), end) : end;
     if (split > start) yield { kind, start, end: split };
     if (end > split) yield { kind: 'backing', start: split, end };
   }
