@@ -9,7 +9,6 @@
  * that reads as before, however far this has come.
  */
 
-import type { BlockDevice } from '../device/block-device.ts';
 import { Qcow2Error } from '../errors.ts';
 import {
   AutoclearFeature,
@@ -20,10 +19,9 @@ import type { Qcow2Header } from '../format/qcow2/header.ts';
 import { SNAPSHOT_ROW_BYTES } from '../format/qcow2/snapshot-table.ts';
 import type { SnapshotRow } from '../format/qcow2/snapshot-table.ts';
 import { TWO_32 } from '../util/bytes.ts';
-import { decodeBitmapPlace, readBitmapDirectory } from './bitmaps.ts';
+import { allBitmapClusters } from './bitmap-changes.ts';
 import type { HeaderRewrite } from './header-writer.ts';
 import type { WriteEngine } from './image-writer.ts';
-import type { ClusterRun } from './refcount-store.ts';
 import { WidthChange } from './refcount-width.ts';
 import { rewriteSnapshotTable } from './snapshot-writer.ts';
 import { checkSnapshotL1, readSnapshotTable } from './snapshots.ts';
@@ -111,19 +109,19 @@ export function checkAmendment(engine: WriteEngine, amendment: Amendment): void 
  *
  * @param willSwitch is called before the header is rewritten; if something is thrown after that, it
  * may say the one or the other
- * @returns clusters that nothing refers to any more, counted by the new structures
+ * @returns host offsets of clusters that nothing refers to any more, counted by the new structures
  * @throws {Qcow2Error} `CORRUPT`, `HOST` or `TOO_LARGE`; the disk reads as before
  */
 export function* amend(
   engine: WriteEngine,
   amendment: Amendment,
   willSwitch: () => void,
-): EngineSteps<ClusterRun[]> {
+): EngineSteps<ReadonlySet<number>> {
   const { header, committer, headerWriter, file } = engine;
   committer.commitAll();
   const rewrite = rewriteFor(header, amendment);
   const isUpgrade = header.version < (rewrite.version ?? 0);
-  const bitmaps = isDowngrade(header, amendment) ? bitmapClusters(engine) : [];
+  const bitmaps = isDowngrade(header, amendment) ? allBitmapClusters(engine) : new Set<number>();
   const hasShortRows = readSnapshotTable(header, file).some(isShort);
   if (isUpgrade && hasShortRows) rewriteSnapshotTable(engine);
   const width = widthChange(engine, amendment);
@@ -185,35 +183,4 @@ function isShort({ length, texts, id, name }: SnapshotRow): boolean {
   const idBytes = texts?.id.length ?? Buffer.byteLength(id);
   const nameBytes = texts?.name.length ?? Buffer.byteLength(name);
   return length - SNAPSHOT_ROW_BYTES - idBytes - nameBytes < REQUIRED_EXTRA_BYTES;
-}
-
-/** The clusters of all bitmaps, which go when the header does not name them any more. */
-function bitmapClusters({ header, file }: WriteEngine): ClusterRun[] {
-  const { areBitmapsValid, clusterSize, extensions } = header;
-  // The clusters of others may hold anything by now.
-  if (!areBitmapsValid || extensions.bitmaps === undefined) return [];
-  const { directoryOffset, directorySize } = extensions.bitmaps;
-  const runs = [{ offset: directoryOffset, count: Math.ceil(directorySize / clusterSize) }];
-  for (const { name, tableOffset, tableSize } of readBitmapDirectory({ header, file })) {
-    runs.push({ offset: tableOffset, count: Math.ceil((tableSize * 8) / clusterSize) });
-    for (const offset of bitmapData({ header, file }, { name, tableOffset, tableSize })) {
-      runs.push({ offset, count: 1 });
-    }
-  }
-  return runs;
-}
-
-function* bitmapData(
-  source: { header: Qcow2Header; file: BlockDevice },
-  { name, tableOffset, tableSize }: { name: string; tableOffset: number; tableSize: number },
-): Generator<number> {
-  const structure = `table of bitmap '${name}'`;
-  const table = new Uint8Array(tableSize * 8);
-  source.file.read(table, tableOffset);
-  for (let index = 0; index < tableSize; index++) {
-    const entry = table.subarray(index * 8, index * 8 + 8);
-    const location = { structure, offset: tableOffset + index * 8, index };
-    const place = decodeBitmapPlace(source, entry, location);
-    if (typeof place === 'number') yield place;
-  }
 }

@@ -24,12 +24,10 @@ import {
   MAX_BITMAPS,
   MIN_BITMAP_GRANULARITY_BITS,
 } from '../limits.ts';
-import { alignUp } from '../util/bytes.ts';
 import { BitmapTable } from './bitmap-table.ts';
 import { readBitmapDirectory } from './bitmaps.ts';
 import type { BitmapInfo, BitmapSource, DirtyRange } from './bitmaps.ts';
 import type { WriteEngine } from './image-writer.ts';
-import type { ClusterRun } from './refcount-store.ts';
 import { FreshClusters } from './table-copies.ts';
 
 /** A bitmap that an image is to get. */
@@ -171,9 +169,11 @@ function checkUsable(bitmap: BitmapInfo, { header }: BitmapSource): void {
 /** What a change has made, and what that takes the place of. */
 interface Replacement {
   fresh: FreshClusters;
-  /** Clusters that nothing refers to once the header has changed. */
-  old: ClusterRun[];
+  old: OldClusters;
 }
+
+/** Host offsets of clusters that nothing refers to once the header has changed. */
+type OldClusters = Set<number>;
 
 /**
  * Makes a change that {@link checkBitmapChange} has found possible, durably. Everything before it
@@ -183,7 +183,7 @@ interface Replacement {
  * the header; `CORRUPT`, naming the file, if the bitmap's table is damaged
  */
 export function changeBitmaps(engine: WriteEngine, change: BitmapChange): void {
-  const replacement: Replacement = { fresh: new FreshClusters(engine), old: [] };
+  const replacement: Replacement = { fresh: new FreshClusters(engine), old: new Set() };
   const oldDirectory = engine.header.extensions.bitmaps?.directoryOffset;
   try {
     const bitmaps = knownBitmaps(engine);
@@ -215,7 +215,7 @@ function changedEntries(
     bitmaps.map((bitmap) => (bitmap === old ? changed : bitmap));
   switch (change.action) {
     case 'remove':
-      freeBitmap(engine, old, replacement);
+      freeBitmap(engine, old, replacement.old);
       return bitmaps.filter((bitmap) => bitmap !== old);
     case 'enable':
       return put({ ...old, flags: old.flags | BitmapFlag.AUTO });
@@ -224,7 +224,7 @@ function changedEntries(
     case 'clear': {
       const isEmpty = BitmapTable.read(engine, old).isEmpty;
       if (isEmpty) return undefined;
-      freeBitmap(engine, old, replacement);
+      freeBitmap(engine, old, replacement.old);
       return put(storeTable(BitmapTable.empty(engine, old), old, replacement));
     }
     case 'mark':
@@ -232,8 +232,8 @@ function changedEntries(
       const table = BitmapTable.read(engine, old);
       const replaced = markIn(table, old, { change, fresh: replacement.fresh });
       if (!table.isChanged) return undefined;
-      for (const offset of replaced) freeData(engine, offset, replacement);
-      freeTable(engine, old, replacement);
+      for (const offset of replaced) freeData(engine, offset, replacement.old);
+      freeTable(engine, old, replacement.old);
       return put(storeTable(table, old, replacement));
     }
   }
@@ -274,12 +274,24 @@ function storeTable(table: BitmapTable, entry: BitmapEntry, { fresh }: Replaceme
   return { ...entry, tableOffset: fresh.store(table.bytes) };
 }
 
+/**
+ * Host offsets of the clusters that all bitmaps of an image have, with their directory: those that
+ * are free when the header names that no more. Where a table is damaged, its bits are left out.
+ * @throws {Qcow2Error} what reading the directory throws; `HOST`
+ */
+export function allBitmapClusters(engine: WriteEngine): ReadonlySet<number> {
+  const old: OldClusters = new Set();
+  for (const bitmap of knownBitmaps(engine)) freeBitmap(engine, bitmap, old);
+  freeDirectory(engine, old);
+  return old;
+}
+
 /** Gives up a bitmap's clusters; those of bits only if its table says in good order where they are. */
-function freeBitmap(engine: WriteEngine, bitmap: BitmapInfo, replacement: Replacement): void {
-  freeTable(engine, bitmap, replacement);
+function freeBitmap(engine: WriteEngine, bitmap: BitmapInfo, old: OldClusters): void {
+  freeTable(engine, bitmap, old);
   try {
     for (const offset of BitmapTable.read(engine, bitmap).places()) {
-      freeData(engine, offset, replacement);
+      freeData(engine, offset, old);
     }
   } catch (error) {
     const isDamage =
@@ -288,38 +300,54 @@ function freeBitmap(engine: WriteEngine, bitmap: BitmapInfo, replacement: Replac
   }
 }
 
-function freeTable(engine: WriteEngine, bitmap: BitmapInfo, { old }: Replacement): void {
-  const { clusterSize } = engine.header;
-  const count = alignUp(bitmap.tableSize * 8, clusterSize) / clusterSize;
-  old.push({ offset: bitmap.tableOffset, count });
+function freeTable(engine: WriteEngine, bitmap: BitmapInfo, old: OldClusters): void {
+  freeRange(engine, { offset: bitmap.tableOffset, length: bitmap.tableSize * 8 }, old);
 }
 
 /** Gives up a cluster of bits, unless it is known to be something else. */
-function freeData(engine: WriteEngine, offset: number, { old }: Replacement): void {
+function freeData(engine: WriteEngine, offset: number, old: OldClusters): void {
   const { clusterSize } = engine.header;
   try {
     engine.metadata.checkClear(offset, clusterSize, 'bitmap data');
   } catch {
     return;
   }
-  old.push({ offset, count: 1 });
+  freeRange(engine, { offset, length: clusterSize }, old);
+}
+
+function freeDirectory(engine: WriteEngine, old: OldClusters): void {
+  const { areBitmapsValid, extensions } = engine.header;
+  // The clusters of others may hold anything by now.
+  if (!areBitmapsValid || extensions.bitmaps === undefined) return;
+  const { directoryOffset: offset, directorySize: length } = extensions.bitmaps;
+  freeRange(engine, { offset, length }, old);
+}
+
+/** Gives up clusters, each once and only if it is counted: damaged bitmaps may name any. */
+function freeRange(
+  { header, refcounts }: WriteEngine,
+  { offset, length }: { offset: number; length: number },
+  old: OldClusters,
+): void {
+  const { clusterSize } = header;
+  for (let at = offset; at < offset + length; at += clusterSize) {
+    if (refcounts.get(at / clusterSize) > 0) old.add(at);
+  }
 }
 
 /** Goes over to a new directory, and gives up the old one with what only that referred to. */
 function replaceDirectory(
-  { header, headerWriter, committer, allocator }: WriteEngine,
+  engine: WriteEngine,
   entries: readonly BitmapEntry[],
   { fresh, old }: Replacement,
 ): void {
-  const { clusterSize, areBitmapsValid, extensions, autoclearFeatures: features } = header;
+  const { header, headerWriter, committer, allocator } = engine;
+  const { autoclearFeatures: features } = header;
   const bytes = encodeBitmapDirectory(entries);
   if (bytes.length > MAX_BITMAP_DIRECTORY_BYTES) {
     throw new Qcow2Error('TOO_LARGE', 'there is no room for it in the bitmap directory');
   }
-  if (areBitmapsValid && extensions.bitmaps !== undefined) {
-    const { directoryOffset: offset, directorySize } = extensions.bitmaps;
-    old.push({ offset, count: Math.ceil(directorySize / clusterSize) });
-  }
+  freeDirectory(engine, old);
   const bitmaps =
     entries.length === 0
       ? null
@@ -329,5 +357,5 @@ function replaceDirectory(
   const autoclearFeatures =
     bitmaps === null ? features & ~AutoclearFeature.BITMAPS : features | AutoclearFeature.BITMAPS;
   headerWriter.rewrite({ bitmaps, fields: { autoclearFeatures } });
-  for (const run of old) allocator.free(run);
+  for (const offset of old) allocator.free({ offset, count: 1 });
 }

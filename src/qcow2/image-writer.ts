@@ -36,7 +36,6 @@ import { RefcountStore } from './refcount-store.ts';
 import { emptyDisk, resizeDisk } from './resizer.ts';
 import { applySnapshot, createSnapshot, deleteSnapshot } from './snapshot-writer.ts';
 import { measureSnapshotTable, readSnapshotTable } from './snapshots.ts';
-import type { ClusterRun } from './refcount-store.ts';
 import type { TableCache } from './table-cache.ts';
 import type { DiskReader, EngineSteps, WriteContext } from './write-context.ts';
 import { ZeroWriter } from './zero-writer.ts';
@@ -195,7 +194,7 @@ export class ImageWriter {
     // The engine of the header as it is to be starts anew.
     this.finish();
     let isSwitching = false;
-    let freed: ClusterRun[];
+    let freed: ReadonlySet<number>;
     try {
       this.checkAmendment(amendment);
       const willSwitch = (): void => {
@@ -213,9 +212,9 @@ export class ImageWriter {
       throw judged;
     }
     this.#forgetEngine();
-    if (freed.length === 0) return;
+    if (freed.size === 0) return;
     this.change(({ allocator }) => {
-      for (const run of freed) allocator.free(run);
+      for (const offset of freed) allocator.free({ offset, count: 1 });
     });
     this.finish();
   }

@@ -34,17 +34,17 @@ import type { EngineSteps, Part } from './write-context.ts';
  */
 export function* expandZeroClusters(engine: WriteEngine, part: Part): EngineSteps<void> {
   const { committer } = engine;
-  const tables = allL2Tables(engine);
-  const expansion = new ZeroExpansion(engine);
+  const tables = usesOfL2Tables(engine);
+  const expansion = new ZeroExpansion(engine, tables);
   const total = 2 * tables.size;
   let done = 0;
   let hasFailed = false;
   try {
-    for (const offset of tables) {
+    for (const offset of tables.keys()) {
       expansion.look(offset);
       yield progressOf(part, ++done, total);
     }
-    for (const offset of tables) {
+    for (const offset of tables.keys()) {
       expansion.expandTable(offset);
       if (committer.isDue) committer.commitAll();
       yield progressOf(part, ++done, total);
@@ -65,7 +65,7 @@ export function* expandZeroClusters(engine: WriteEngine, part: Part): EngineStep
 export function hasCompressedClusters(engine: WriteEngine): boolean {
   const { clusterSize, l2EntrySize } = engine.header;
   const table = new Uint8Array(clusterSize);
-  for (const offset of allL2Tables(engine)) {
+  for (const offset of usesOfL2Tables(engine).keys()) {
     readL2Table(engine, offset, table);
     // The flag is in the first byte of an entry.
     for (let at = 0; at < clusterSize; at += l2EntrySize) {
@@ -75,15 +75,15 @@ export function hasCompressedClusters(engine: WriteEngine): boolean {
   return false;
 }
 
-/** Host offsets of all L2 tables, each once however many L1 tables share it. */
-function allL2Tables(engine: WriteEngine): Set<number> {
+/** How many entries of L1 tables, the disk's and all snapshots', point at each L2 table. */
+function usesOfL2Tables(engine: WriteEngine): Map<number, number> {
   const { header, file, l1 } = engine;
-  const sizes = new Map([[l1.offset, l1.size]]);
+  const locations = [{ offset: l1.offset, size: l1.size }];
   for (const { l1TableOffset, l1Size } of readSnapshotTable(header, file)) {
-    sizes.set(l1TableOffset, Math.max(l1Size, sizes.get(l1TableOffset) ?? 0));
+    locations.push({ offset: l1TableOffset, size: l1Size });
   }
-  const tables = new Set<number>();
-  for (const [offset, size] of sizes) {
+  const tables = new Map<number, number>();
+  for (const { offset, size } of locations) {
     for (const entry of L1Table.read(engine, { offset, size }).entries()) {
       if (entry.offset % header.clusterSize !== 0 || entry.offset >= file.size) {
         throw new Qcow2Error('CORRUPT', `its L2 table cannot be at ${entry.offset}`, {
@@ -91,13 +91,13 @@ function allL2Tables(engine: WriteEngine): Set<number> {
           offset: offset + entry.index * 8,
         });
       }
-      tables.add(entry.offset);
+      tables.set(entry.offset, (tables.get(entry.offset) ?? 0) + 1);
     }
   }
   return tables;
 }
 
-/** Where an entry is: two words of a slice, and how many L1 tables use its table. */
+/** Where an entry is: two words of a slice, and how many L1 entries use its table. */
 interface EntryPlace {
   words: Uint32Array;
   at: number;
@@ -106,16 +106,19 @@ interface EntryPlace {
 
 class ZeroExpansion {
   readonly #engine: WriteEngine;
+  /** How many L1 entries point at each L2 table. */
+  readonly #uses: ReadonlyMap<number, number>;
   /** How often clusters are referred to by zero entries of several tables. */
   readonly #zeroUses: ReferenceCounts;
   /** How often clusters are not referred to any more though they are counted. */
   readonly #left: ReferenceCounts;
   readonly #table: Uint8Array;
 
-  constructor(engine: WriteEngine) {
+  constructor(engine: WriteEngine, uses: ReadonlyMap<number, number>) {
     const { header, file } = engine;
     const clusters = Math.ceil(file.size / header.clusterSize);
     this.#engine = engine;
+    this.#uses = uses;
     this.#zeroUses = new ReferenceCounts(clusters, MAX_REFCOUNT_ORDER);
     this.#left = new ReferenceCounts(clusters, MAX_REFCOUNT_ORDER);
     this.#table = new Uint8Array(header.clusterSize);
@@ -138,10 +141,15 @@ class ZeroExpansion {
     });
   }
 
-  /** How many L1 tables use an L2 table. */
+  /**
+   * How many L1 entries use an L2 table. Its count may be higher, as a crash leaves it; taken for
+   * the uses, that would make a cluster look like one that nobody else has.
+   */
   #usesOf(table: number): number {
-    const uses = this.#engine.refcounts.get(table / this.#engine.header.clusterSize);
-    if (uses === 0) throw notCounted('L2 table', table);
+    const uses = this.#uses.get(table)!;
+    if (this.#engine.refcounts.get(table / this.#engine.header.clusterSize) < uses) {
+      throw notCounted('L2 table', table);
+    }
     return uses;
   }
 
