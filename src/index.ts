@@ -31,6 +31,8 @@ export type { SliceRange } from './device/slice.ts';
 export { Qcow2Error } from './errors.ts';
 export type { ErrorCode, ErrorLocation } from './errors.ts';
 export { serveNbd } from './export/nbd/server.ts';
+export { recognizeFilesystems } from './format/filesystem/index.ts';
+export type { Filesystem, FilesystemType, FilesystemUsage } from './format/filesystem/index.ts';
 export { readPartitionTable } from './format/partition/index.ts';
 export type { Partition, PartitionTable } from './format/partition/index.ts';
 export type { Qcow2Header } from './format/qcow2/header.ts';

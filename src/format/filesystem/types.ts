@@ -37,7 +37,9 @@ export type FilesystemUsage = 'filesystem' | 'member' | 'encrypted' | 'other';
 
 /** What was recognised. */
 export interface Filesystem {
+  /** What it is. */
   type: FilesystemType;
+  /** What it is there for. */
   usage: FilesystemUsage;
   /** Version or variant where there are several: `FAT32`, `2` of LUKS; '' otherwise. */
   version: string;
