@@ -315,6 +315,32 @@ describePeers(PROGRAMS, 'a mount that accepts writes', () => {
     expectImage('disk.qcow2', disk);
   });
 
+  itPeers(['fio'], 'is used by many at once, and nobody waits for ever', async () => {
+    bench.ok('mount', '--rw', 'disk.qcow2', 'm');
+    const { offset, length, file } = PARTITIONS.root;
+    const named = (path: string) => `--filename=${bench.path(path).replaceAll(':', '\\:')}`;
+    const disk = [named('m/disk.raw'), `--offset=${offset}`];
+    const partition = [named(`m/partitions/${file}`)];
+    const common = ['--rw=randrw', `--size=${length}`, '--time_based', '--runtime=2'];
+    const jobs = [
+      [...disk, '--ioengine=psync', '--bsrange=512-64k', '--bs_unaligned'],
+      [...disk, '--ioengine=mmap', '--bsrange=4k-64k'],
+      [...partition, '--ioengine=psync', '--bsrange=512-64k', '--bs_unaligned', '--fsync=100'],
+      [...partition, '--ioengine=mmap', '--bsrange=4k-64k', '--fsync=50'],
+      [...partition, '--ioengine=psync', '--direct=1', '--bs=4k'],
+    ].map((options, index) => {
+      const args = [`--name=job${index}`, '--norandommap', ...options, ...common];
+      return new Promise((resolve) => bench.start('fio', args).once('exit', resolve));
+    });
+    expect(await Promise.all(jobs)).toEqual(jobs.map(() => 0));
+    for (const path of ['m/disk.raw', `m/partitions/${file}`]) run('sync', [bench.path(path)]);
+    const whole = readFileSync(bench.path('m/disk.raw'));
+    const part = readFileSync(bench.path('m/partitions', file));
+    expect(whole.subarray(offset, offset + length).equals(part)).toBe(true);
+    bench.ok('unmount', 'm');
+    expectImage('disk.qcow2', whole);
+  });
+
   describe('what happens to the image meanwhile', () => {
     it('a full disk is told, harms nothing, and is got over', () => {
       mkdirSync(bench.path('small'));
