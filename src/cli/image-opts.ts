@@ -73,6 +73,9 @@ interface LayerFile {
   path: string;
   window: FileWindow | undefined;
   lock: boolean | undefined;
+  /** What the file's own nodes say: an image is not written whose file is read-only. */
+  readOnly: boolean;
+  forceShare: boolean;
   node: FileNode;
 }
 
@@ -89,16 +92,16 @@ function parseLayer(options: OptionReader, depth: number): BackingDescription {
   if (file === undefined && depth === 0) throw missingFile(options);
   const layer: LayerDescription = {
     format,
-    readOnly: common.flag('read-only'),
-    forceShare: common.flag('force-share'),
+    readOnly: file?.readOnly === true || common.flag('read-only'),
+    forceShare: file?.forceShare === true || common.flag('force-share'),
     lock: file?.lock,
   };
   if (format === 'raw') return describeRaw(options, layer, file);
   return describeQcow2(options, { ...layer, ...cachesOf(common) }, { file, depth });
 }
 
-function ofFile({ path, window, lock, node }: LayerFile): BackingDescription {
-  return { path, window, lock, format: 'raw', shownName: imageName(node) };
+function ofFile({ node, ...file }: LayerFile): BackingDescription {
+  return { ...file, format: 'raw', shownName: imageName(node) };
 }
 
 function describeRaw(
@@ -130,6 +133,7 @@ function describeQcow2(
   }
   return {
     ...layer,
+    readOnly: data?.readOnly === true || layer.readOnly,
     path: file?.path,
     window: file?.window,
     backing,
@@ -165,17 +169,31 @@ function parseFile(options: OptionReader, depth: number): LayerFile {
   }
   // What is locked only if that is possible is locked here too.
   const lock = common.text('locking') === 'off' ? false : undefined;
-  return { path, window: undefined, lock, node: { driver, filename: path } };
+  const access = accessOf(common);
+  return { path, window: undefined, lock, ...access, node: { driver, filename: path } };
 }
 
 function parsePart(options: OptionReader, depth: number): LayerFile {
-  options.read('raw', RAW_OPTIONS);
+  const access = accessOf(options.read('raw', RAW_OPTIONS));
   const child = options.child('file');
   if (child === undefined) throw missingFile(options);
-  const { path, window, lock, node } = parseFile(child, depth + 1);
+  const { window, node, ...file } = parseFile(child, depth + 1);
   const part = within(options, options.window(), window);
   const own = { driver: 'raw', window: options.windowAsGiven(), file: node };
-  return { path, window: part, lock, node: own };
+  return {
+    ...file,
+    window: part,
+    readOnly: access.readOnly || file.readOnly,
+    forceShare: access.forceShare || file.forceShare,
+    node: own,
+  };
+}
+
+function accessOf(common: NodeValues): Pick<LayerFile, 'readOnly' | 'forceShare'> {
+  return {
+    readOnly: common.flag('read-only') === true,
+    forceShare: common.flag('force-share') === true,
+  };
 }
 
 /** A part of a part. */

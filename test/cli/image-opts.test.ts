@@ -30,6 +30,16 @@ function makeImages(directory: string): void {
   const padding = Buffer.alloc(OFFSET, 0x55);
   writeFileSync(at('holder.tar'), Buffer.concat([padding, image, Buffer.alloc(1024)]));
   writeFileSync(at('a,b.qcow2'), image);
+  qemuImg(
+    'create',
+    '-q',
+    '-f',
+    'qcow2',
+    '-o',
+    `data_file=${at('split.raw')}`,
+    at('split.qcow2'),
+    '1M',
+  );
   const disk = Buffer.alloc(2 * 1024 * 1024);
   disk.fill(6, 1024 * 1024, 1024 * 1024 + 8192);
   writeFileSync(at('disk.raw'), disk);
@@ -205,6 +215,21 @@ const REFUSALS: [message: string, command: string, ...args: string[]][] = [
   [
     'for reading only',
     ...(['resize', '--image-opts', 'file.filename=DIR/base.qcow2,read-only=on', '8M'] as const),
+  ],
+  ...[
+    'driver=qcow2,file.filename=DIR/other.qcow2,file.read-only=on',
+    'driver=qcow2,file.driver=raw,file.read-only=on,file.file.filename=DIR/other.qcow2',
+    'driver=qcow2,file.driver=raw,file.file.filename=DIR/other.qcow2,file.file.read-only=on',
+    'driver=raw,file.filename=DIR/disk.raw,file.read-only=on',
+    'driver=file,filename=DIR/disk.raw,read-only=on',
+    'driver=qcow2,file.filename=DIR/split.qcow2,data-file.filename=DIR/split.raw,data-file.read-only=on',
+  ].map((opts): [string, string, ...string[]] => [
+    'for reading only',
+    ...(['bench', '-w', '-c', '1', '--image-opts', opts] as const),
+  ]),
+  [
+    'not with force-share',
+    ...(['bench', '-w', '-c', '1', '--image-opts', `${OTHER},file.force-share=on`] as const),
   ],
   [
     'keeps it',
