@@ -29,8 +29,9 @@ function tell(message: WorkerMessage): void {
 // Not through process.stderr, which the blocked thread would never get to flush.
 const log = new ErrorLog((line) => writeSync(2, `${line}\n`));
 
-// The files in an image are written through this thread, which must not wait for that in its turn.
-if (request.files !== undefined && request.access !== 'ro' && !becomeIoFlusher()) {
+// A filesystem in the image is written through this thread, which must not wait for that in its turn:
+// the one that --fs mounts, or one that somebody mounts on a loop device over a file.
+if (request.access !== 'ro' && !becomeIoFlusher() && request.files !== undefined) {
   writeSync(2, 'no CAP_SYS_RESOURCE or koffi: this mount may hang where memory runs out\n');
 }
 

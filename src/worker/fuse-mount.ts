@@ -18,6 +18,7 @@ import { ErrorLog } from '../export/fuse/error-log.ts';
 import { dropPages } from '../export/fuse/invalidations.ts';
 import type { FileTree } from '../export/fuse/file-tree.ts';
 import { mountNative } from '../export/fuse/native-channel.ts';
+import { becomeIoFlusher } from '../host/io-flusher.ts';
 import { loadLibc } from '../host/libc.ts';
 import { abortConnection, mountFuse, raiseReadAhead, unmountFuse } from '../host/mount.ts';
 import { findMount } from '../host/mountinfo.ts';
@@ -333,6 +334,8 @@ async function hasStoppedWithin({
 async function serveNative(request: MountRequest): Promise<Served> {
   const { directory, options } = request;
   const { tree, summary, close } = await openForMount(request);
+  // As the worker of the other channel does.
+  if (request.access !== 'ro') becomeIoFlusher();
   const log = new ErrorLog((line) => process.stderr.write(`${line}\n`));
   try {
     await mountNative(tree, log, {

@@ -123,7 +123,8 @@ function clean(state: FoundState): boolean {
       return false;
     }
   }
-  forget(state);
+  // Of a failure that nobody was told of, the log is all that is left.
+  forget(state, { keepsLog: state.failure !== undefined });
   return mounted.length > 0;
 }
 
@@ -131,13 +132,13 @@ function clean(state: FoundState): boolean {
  * Removes the record of a mount that has ended, and the directory if it was made for it. Not those
  * of another user: a record could name any directory.
  */
-function forget(state: FoundState): void {
+function forget(state: FoundState, { keepsLog = false } = {}): void {
   if (state.uid !== (process.geteuid?.() ?? 0)) return;
   const { directory, madeDirectory, files } = state;
   for (const made of files?.madeDirectories ?? []) removeEmptyDirectory(made);
   if (files !== undefined) removeEmptyDirectory(files.inner);
   if (madeDirectory) removeEmptyDirectory(directory);
-  removeState(state.file);
+  removeState(state.file, { keepsLog });
 }
 
 /** As {@link forget}; throws if what was written last may be lost. */

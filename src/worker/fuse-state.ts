@@ -134,10 +134,10 @@ export function writeState(state: MountState): void {
   renameSync(temporary, file);
 }
 
-/** Removes a record and its log. */
-export function removeState(file: string): void {
+/** Removes a record, and its log unless that is to be kept. */
+export function removeState(file: string, { keepsLog = false } = {}): void {
   rmSync(file, { force: true });
-  rmSync(file.replace(/\.json$/, '.log'), { force: true });
+  if (!keepsLog) rmSync(file.replace(/\.json$/, '.log'), { force: true });
 }
 
 /** Path of a record of this user. */
