@@ -2,6 +2,7 @@
 
 import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
+import { statSync } from 'node:fs';
 import { statfs } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Qcow2Error } from '../errors.ts';
@@ -42,15 +43,15 @@ export async function startUserDriver(
   for (;;) {
     const mount = findMount(job.directory);
     if (mount !== undefined && mount.device !== before) break;
-    if (state.ended) throw failed(driver.program, state.message);
+    if (state.ended) throw failed(driver.program, state.message, path);
     if (performance.now() > deadline) {
       child.kill('SIGKILL');
-      throw failed(driver.program, 'it did not answer in time');
+      throw failed(driver.program, 'it did not answer in time', path);
     }
     await sleep(POLL_MS);
   }
   await statfs(job.directory).catch((error: unknown) => {
-    throw failed(driver.program, state.message || String(error));
+    throw failed(driver.program, state.message || String(error), path);
   });
   child.unref();
   return { program: driver.program };
@@ -93,7 +94,21 @@ function watch(child: ChildProcess): { ended: boolean; message: string } {
   return state;
 }
 
-function failed(program: string, message: string): Qcow2Error {
-  const line = message.trim().split('\n').at(-1) ?? '';
-  return new Qcow2Error('HOST', `${program} cannot mount it: ${line || 'it gave no reason'}`);
+/** The line that says why, among the greetings and advice that programs print. */
+function failed(program: string, message: string, path: string): Qcow2Error {
+  const lines = message.trim().split('\n');
+  const telling = lines.find((line) =>
+    /error|fail|denied|cannot|could not|unable|need/i.test(line),
+  );
+  const line = (telling ?? lines.at(-1) ?? '').replace(`${program}: `, '').trim();
+  const hint = isSetUserId(path)
+    ? 'the kernel keeps set-user-ID programs out of the mounts of users; mount as root'
+    : undefined;
+  const reason = line || 'it gave no reason';
+  return new Qcow2Error('HOST', `${program} cannot mount it: ${reason}`, { hint });
+}
+
+function isSetUserId(path: string): boolean {
+  const isForOthers = process.geteuid?.() !== 0;
+  return isForOthers && ((statSync(path, { throwIfNoEntry: false })?.mode ?? 0) & 0o4000) !== 0;
 }

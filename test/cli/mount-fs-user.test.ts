@@ -100,6 +100,21 @@ describePeers(NEEDED, 'qcow2 mount --fs as an ordinary user', () => {
     });
   });
 
+  itPeers(
+    ['mkfs.ntfs', 'ntfs-3g'],
+    'shows NTFS through ntfs-3g, or says what that has against it',
+    () => {
+      makeWholeDisk(bench.path('disk.qcow2'), 8, 'mkfs.ntfs -q -F -Q FILE');
+      const { stdout, stderr, exitCode } = asNobody(`
+      qcow2 mount --fs ../disk.qcow2 m > told && qcow2 unmount m; code=$?
+      rm -f told; ls; qcow2 mounts; ls ../state; exit $code`);
+      expect(stdout).toBe('nothing is mounted\n');
+      expect(`${exitCode} ${stderr}`).toMatch(
+        /^(?:0 |1 qcow2: ntfs-3g cannot mount it: .*Permission denied; .*mount as root\n)$/,
+      );
+    },
+  );
+
   itPeers(['mkfs.xfs'], 'says where only root can', () => {
     makeWholeDisk(bench.path('disk.qcow2'), 300, 'mkfs.xfs -q FILE');
     expect(asNobody('qcow2 mount --fs ../disk.qcow2; ls')).toMatchObject({

@@ -18,7 +18,7 @@ import { findMount } from '../../src/host/mountinfo.ts';
 import { isAlive } from '../../src/host/processes.ts';
 import { describePeers, itPeers } from '../support/peers.ts';
 import { run, tryRun } from '../support/qemu.ts';
-import { mountBench } from './mount-support.ts';
+import { copyWithoutPackages, mountBench } from './mount-support.ts';
 import {
   EMPTY,
   HOME,
@@ -343,6 +343,17 @@ describePeers(NEEDED, 'qcow2 mount --fs', () => {
       expect(readFileSync(bench.path('m/new'), 'utf8')).toBe('x');
       bench.ok('unmount', 'm');
     });
+  });
+
+  it('works through losetup(8), mount(8) and umount(8) where koffi is not installed', async () => {
+    makePartitionedDisk(bench.path('disk.qcow2'), [ROOT]);
+    bench.program = copyWithoutPackages(bench.path('program'));
+    bench.ok('mount', '--fs', 'disk.qcow2', 'm');
+    expect(hello()).toBe('hello from inside\n');
+    const { source } = findMount(bench.path('m'))!;
+    bench.ok('unmount', 'm');
+    await until(() => !isAttached(source));
+    expectClear('disk.qcow2', 'program');
   });
 
   it('refuses options that make no sense together', () => {
