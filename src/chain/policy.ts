@@ -76,8 +76,8 @@ function isAllowed(file: ReferencedFile, { references, root }: PolicyOptions): b
   return references(file);
 }
 
-/** Whether the file lies below a directory, symbolic links resolved. */
-function isBelow(path: string, directory: string): boolean {
+/** Whether a file lies below a directory, symbolic links resolved. */
+export function isBelow(path: string, directory: string): boolean {
   try {
     const way = relative(realpathSync(directory), realpathSync(path));
     return way !== '..' && !way.startsWith('../') && !way.startsWith('/');

@@ -4,10 +4,11 @@
  */
 
 import { mkdtempSync, rmSync, statSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { openImage } from '../chain/open.ts';
 import type { Image, ImageFormat, OpenImageOptions } from '../chain/open.ts';
 import { parseReference, quote } from '../chain/names.ts';
+import { isBelow } from '../chain/policy.ts';
 import { Qcow2Error } from '../errors.ts';
 import { createImage } from './create.ts';
 
@@ -26,12 +27,12 @@ export type OverlayOptions = Omit<
  * @throws {Qcow2Error} what opening the image throws; `HOST` if there is no place for the file
  */
 export function openTemporaryOverlay(path: string, options: OverlayOptions = {}): Image {
-  const format = imageFormat(path, options);
+  const image = lookAt(path, options);
   const directory = makeTemporaryDirectory();
   try {
     const overlay = join(directory, 'overlay.qcow2');
-    createOverlay(overlay, path, format);
-    return openImage(overlay, writableOptions(options));
+    createOverlay(overlay, image, options);
+    return openOverlay(overlay, image, options);
   } finally {
     rmSync(directory, { recursive: true, force: true });
   }
@@ -51,29 +52,55 @@ export function openKeptOverlay(
   overlay: string,
   options: OverlayOptions = {},
 ): Image {
-  const format = imageFormat(path, options);
+  const image = lookAt(path, options);
   if (statSync(overlay, { throwIfNoEntry: false }) === undefined) {
-    createOverlay(overlay, path, format);
+    createOverlay(overlay, image, options);
   } else {
     checkOverlay(overlay, path);
   }
-  return openImage(overlay, writableOptions(options));
+  return openOverlay(overlay, image, options);
 }
 
-/** What the options mean for the overlay, which is opened in the image's place. */
-function writableOptions(options: OverlayOptions): OpenImageOptions {
-  return { ...options, format: 'qcow2', writable: true };
+/** The image under an overlay. */
+interface LowerImage {
+  /** Its path, whole: the overlay can be moved, and the image is found from any place. */
+  path: string;
+  format: ImageFormat;
+  /** Bytes of the disk. */
+  size: number;
 }
 
 /** Opens the image once, so that what is wrong with it is told before anything is made. */
-function imageFormat(path: string, options: OverlayOptions): ImageFormat {
+function lookAt(path: string, options: OverlayOptions): LowerImage {
   using image = openImage(path, options);
-  return image.format;
+  return { path: resolve(path), format: image.format, size: image.size };
 }
 
-/** The name is whole, so that the overlay can be moved, and the image is found from any place. */
-function createOverlay(overlay: string, path: string, backingFormat: ImageFormat): void {
-  createImage(overlay, { backingFile: resolve(path), backingFormat });
+function createOverlay(
+  overlay: string,
+  { path, format, size }: LowerImage,
+  { lock }: OverlayOptions,
+): void {
+  // The image was opened already, as the options say.
+  const backing = { backingFile: path, backingFormat: format, withoutBacking: true };
+  createImage(overlay, { ...backing, size, lock });
+}
+
+/**
+ * Opens an overlay in the place of its image: what the caller may refuse is not the image, but what
+ * that refers to.
+ */
+function openOverlay(overlay: string, { path }: LowerImage, options: OverlayOptions): Image {
+  const { references } = options;
+  return openImage(
+    { path: overlay, format: 'qcow2', backing: { path } },
+    {
+      ...options,
+      writable: true,
+      references:
+        references === 'same-directory' ? (file) => isBelow(file.path, dirname(path)) : references,
+    },
+  );
 }
 
 function checkOverlay(overlay: string, path: string): void {

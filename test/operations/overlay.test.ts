@@ -4,6 +4,7 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { openImage } from '../../src/chain/open.ts';
 import { createImage } from '../../src/operations/create.ts';
 import { openKeptOverlay, openTemporaryOverlay } from '../../src/operations/overlay.ts';
+import type { OverlayOptions } from '../../src/operations/overlay.ts';
 import { describePeers } from '../support/peers.ts';
 import { run, scratch } from './scratch.ts';
 
@@ -112,6 +113,44 @@ describe('an overlay that is kept', () => {
     const path = newOverlay();
     expect(() => openKeptOverlay(scratch('none'), path)).toThrow(/none/);
     expect(existsSync(path)).toBe(false);
+  });
+});
+
+describe('what an image refers to', () => {
+  const overlays = [
+    ['forgotten', (path: string, options: OverlayOptions) => openTemporaryOverlay(path, options)],
+    [
+      'kept',
+      (path: string, options: OverlayOptions) => openKeptOverlay(path, newOverlay(), options),
+    ],
+  ] as const;
+
+  it.each(overlays)('is a matter of the policy, and the image itself is not: %s', (_, open) => {
+    open(image, { references: 'refuse' }).close();
+    const directory = mkdtempSync(scratch('top-'));
+    const top = join(directory, 'top.qcow2');
+    createImage(top, { backingFile: image, backingFormat: 'qcow2' });
+    for (const references of ['refuse', 'same-directory'] as const) {
+      expect(() => open(top, { references })).toThrow(/opening '.*disk.qcow2' is not allowed/);
+    }
+    // The overlay is in the directory above, or in another.
+    const same = join(directory, 'same.qcow2');
+    createImage(same, { backingFile: 'top.qcow2', backingFormat: 'qcow2' });
+    const seen: string[] = [];
+    open(same, { references: ({ path }) => seen.push(path) > 0 }).close();
+    expect(new Set(seen)).toEqual(new Set([top, image]));
+    createImage(top, { size: SIZE });
+    open(same, { references: 'same-directory' }).close();
+  });
+
+  it.each(overlays)('is opened as the options say: %s', (_, open) => {
+    const top = scratch('undeclared.qcow2');
+    createImage(top, { backingFile: image, backingFormat: 'qcow2' });
+    using writable = openImage(top, { writable: true });
+    if (writable.format === 'qcow2') writable.setBacking({ file: image, format: null });
+    writable.close();
+    expect(() => open(top, {})).toThrow(/format of .* is not declared/);
+    open(top, { backingFormat: 'qcow2' }).close();
   });
 });
 
