@@ -46,7 +46,8 @@ export interface Listener {
 
 /** Bytes of a Unix socket's path, as `sockaddr_un` holds it with its NUL. */
 const MAX_SOCKET_PATH_BYTES = 107;
-const BACKLOG = 128;
+/** Clients that may wait to be accepted: a Unix socket turns the next one away at once. */
+const BACKLOG = 1024;
 
 /**
  * Listens on an address.

@@ -7,7 +7,19 @@ import { MemoryDevice } from '../../../src/device/memory.ts';
 import { serveNbd } from '../../../src/export/nbd/server.ts';
 import type { NbdServer } from '../../../src/export/nbd/server.ts';
 import { TestClient } from './client.ts';
-import { be, clientFlags, CMD, infoData, OPT, option, pattern, request } from './wire.ts';
+import {
+  be,
+  clientFlags,
+  CMD,
+  contextData,
+  extendedRequest,
+  FLAG,
+  infoData,
+  OPT,
+  option,
+  pattern,
+  request,
+} from './wire.ts';
 
 /** Another seed is another run: `FUZZ_SEED=7 npx vitest run test/export/nbd/fuzz.test.ts`. */
 const SEED = Number(process.env['FUZZ_SEED'] ?? 20_240_601);
@@ -23,7 +35,13 @@ beforeAll(async () => {
   directory = mkdtempSync(join(tmpdir(), 'qcow2-nbd-fuzz-'));
   path = join(directory, 'socket');
   const device = new MemoryDevice(DISK);
-  server = await serveNbd([{ name: 'disk', device }], { socketPath: path });
+  const scratch = new MemoryDevice(Buffer.alloc(4 * MiB));
+  const bitmaps = [{ name: 'b', dirtyRanges: () => [{ offset: 512, length: 70_000 }] }];
+  const exports = [
+    { name: 'scratch', device: scratch, writable: true, bitmaps },
+    { name: 'disk', device },
+  ];
+  server = await serveNbd(exports, { socketPath: path });
 });
 
 afterAll(async () => {
@@ -48,19 +66,39 @@ function randomBytes(random: (bound: number) => number, length: number): Buffer 
   return Buffer.from(Array.from({ length }, () => random(256)));
 }
 
+const CONTEXTS = [
+  'base:allocation',
+  'qemu:allocation-depth',
+  'qemu:dirty-bitmap:b',
+  'base:',
+  'x:y',
+];
+
 function validSession(random: (bound: number) => number): Buffer[] {
   const parts = [clientFlags(random(4))];
+  const style = random(3);
+  if (style === 1) parts.push(option(OPT.STRUCTURED_REPLY));
+  if (style === 2) parts.push(option(OPT.EXTENDED_HEADERS));
   for (let count = random(4); count > 0; count--) {
     const names = ['', 'disk', 'x'.repeat(random(300))];
     const data = infoData(names[random(3)]!, [0, 1, 2, 3].slice(random(4)));
     parts.push(random(3) === 0 ? option(OPT.LIST) : option(OPT.INFO, data));
+    const type = random(2) === 0 ? OPT.LIST_META_CONTEXT : OPT.SET_META_CONTEXT;
+    parts.push(option(type, contextData('', CONTEXTS.slice(random(6)))));
+    if (random(8) === 0) parts.push(option(OPT.STARTTLS));
   }
-  parts.push(random(2) === 0 ? option(OPT.GO, infoData('disk')) : option(OPT.EXPORT_NAME));
+  const isOld = style !== 2 && random(2) === 0;
+  parts.push(isOld ? option(OPT.EXPORT_NAME) : option(OPT.GO, infoData('')));
   for (let count = random(30); count > 0; count--) {
     const type = random(3) === 0 ? random(9) : CMD.READ;
     const length = random(4) === 0 ? random(4 * MiB) : random(8192);
-    parts.push(request({ type, offset: random(4 * MiB), length, cookie: BigInt(count) }));
-    if (type === CMD.WRITE) parts.push(Buffer.alloc(length));
+    const isWrite = type === CMD.WRITE;
+    const flags =
+      (random(4) === 0 ? random(64) & ~FLAG.PAYLOAD_LEN : 0) |
+      (isWrite && style === 2 ? FLAG.PAYLOAD_LEN : 0);
+    const fields = { type, offset: random(4 * MiB), length, flags, cookie: BigInt(count) };
+    parts.push(style === 2 ? extendedRequest(fields) : request(fields));
+    if (isWrite) parts.push(Buffer.alloc(length));
   }
   return parts;
 }
@@ -96,7 +134,7 @@ function mutate(parts: readonly Buffer[], random: (bound: number) => number): Bu
 
 it(`survives ${SESSIONS} broken clients (seed ${SEED})`, { timeout: 120_000 }, async () => {
   const random = generator(SEED);
-  const witness = await TestClient.open({ path });
+  const witness = await TestClient.open({ path }, 'disk');
   const before = process.memoryUsage.rss();
   let mostMemory = 0;
   for (let session = 0; session < SESSIONS; session++) {
