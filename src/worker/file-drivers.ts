@@ -61,7 +61,7 @@ export interface UserDriver {
   package: string;
   /** It only ever reads. */
   readsOnly: boolean;
-  /** Its arguments, so that it stays in the foreground. */
+  /** Its arguments; it stays in the foreground if it can. */
   args(job: UserDriverJob): string[];
 }
 
@@ -106,29 +106,40 @@ const FUSE2FS: UserDriver = {
 };
 
 /** `PROGRAM -f -o OPTIONS FILE DIRECTORY`, as most of them have it. */
-function plain(program: string, packageName = program, readsOnly = true): UserDriver {
+function plain(program: string, packageName = program): UserDriver {
   return {
     program,
     package: packageName,
-    readsOnly,
-    args: (job) => [
-      '-f',
-      ...optionList(job.readOnly && 'ro', others(job)),
-      job.file,
-      job.directory,
-    ],
+    readsOnly: true,
+    args: (job) => ['-f', ...optionList('ro', others(job)), job.file, job.directory],
   };
 }
 
 const USER_DRIVERS: Readonly<Partial<Record<FilesystemType, readonly UserDriver[]>>> = {
   apfs: [plain('apfs-fuse')],
   erofs: [plain('erofsfuse', 'erofs-utils')],
-  exfat: [plain('mount.exfat-fuse', 'exfat-fuse', false)],
+  exfat: [
+    {
+      program: 'mount.exfat-fuse',
+      package: 'exfat-fuse',
+      readsOnly: false,
+      // It always goes to the background.
+      args: (job) => [...optionList(access(job), others(job)), job.file, job.directory],
+    },
+  ],
   ext2: [FUSE2FS],
   ext3: [FUSE2FS],
   ext4: [FUSE2FS],
   hfsplus: [plain('hfsfuse')],
-  iso9660: [plain('fuseiso')],
+  iso9660: [
+    {
+      program: 'fuseiso',
+      package: 'fuseiso',
+      readsOnly: true,
+      // `-n`: without a table of its own in the home directory.
+      args: (job) => ['-n', job.file, job.directory, '-f', ...optionList('ro', others(job))],
+    },
+  ],
   ntfs: [
     {
       program: 'ntfs-3g',

@@ -6,6 +6,7 @@ import { statSync } from 'node:fs';
 import { statfs } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Qcow2Error } from '../errors.ts';
+import { unmountFuse } from '../host/mount.ts';
 import { findMount } from '../host/mountinfo.ts';
 import type { Filesystem } from '../format/filesystem/index.ts';
 import { userDriverFor } from './file-drivers.ts';
@@ -51,6 +52,9 @@ export async function startUserDriver(
     await sleep(POLL_MS);
   }
   await statfs(job.directory).catch((error: unknown) => {
+    // Mounted, and gone again.
+    child.kill('SIGKILL');
+    unmountFuse(job.directory, { lazy: true });
     throw failed(driver.program, state.message || String(error), path);
   });
   child.unref();
