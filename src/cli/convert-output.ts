@@ -160,7 +160,7 @@ function describe(output: ImageOutput, { choices }: OutputRequest): ConvertOutpu
       zeroIsData: sparseBytes === 0,
       salvage,
     },
-    addBitmaps: (bitmaps) => image.addBitmaps(bitmaps),
+    addBitmaps: (bitmaps) => output.addBitmaps(bitmaps),
     finish: () => output.finish(),
     abandon: () => output.abandon(),
   };

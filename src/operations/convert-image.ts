@@ -2,7 +2,8 @@
  * A qcow2 image as the target of a conversion: made for it, or one that exists.
  *
  * If the conversion does not finish, an image that was made for it is removed again; where there
- * was a file before, that is left empty, so that half an image never passes for one.
+ * was a file before, that is left empty, so that half an image never passes for one. Meanwhile it is
+ * marked, so that it does not either if the process is killed; version 2 of the format has no mark.
  */
 
 import { statSync, truncateSync, unlinkSync } from 'node:fs';
@@ -16,6 +17,7 @@ import type { ConvertTarget } from './convert.ts';
 import { createSteps } from './create.ts';
 import type { CreateOptions } from './create.ts';
 import { refuseInputs, tooSmall } from './output-file.ts';
+import type { NewBitmap } from '../qcow2/bitmap-changes.ts';
 import type { Steps } from './progress.ts';
 import { SECTOR_BYTES } from './sector-padded.ts';
 
@@ -49,10 +51,12 @@ export class ImageOutput {
   readonly image: ChainedQcow2Image;
   /** Those that were made; none if the image existed. */
   readonly #made: readonly MadeFile[];
+  #isMarked: boolean;
 
   private constructor(image: ChainedQcow2Image, made: readonly MadeFile[]) {
     this.image = image;
     this.#made = made;
+    this.#isMarked = made.length > 0;
   }
 
   /**
@@ -73,9 +77,13 @@ export class ImageOutput {
       return { path: file, isNew: stats === undefined };
     });
     yield* createSteps(path, { ...creation, format: 'qcow2', size: options.size });
+    let image: ChainedQcow2Image | undefined;
     try {
-      return new ImageOutput(openOutput(path, options), made);
+      image = openOutput(path, options);
+      image.setUnfinished(true);
+      return new ImageOutput(image, made);
     } catch (error) {
+      image?.abandon();
       giveUp(made);
       throw error;
     }
@@ -104,10 +112,20 @@ export class ImageOutput {
   }
 
   /**
+   * Gives an image whose disk is written its bitmaps.
+   * @throws {Qcow2Error} as {@link finish}
+   */
+  addBitmaps(bitmaps: readonly NewBitmap[]): void {
+    this.#unmark();
+    this.image.addBitmaps(bitmaps);
+  }
+
+  /**
    * Closes the finished image.
    * @throws {Qcow2Error} `HOST`; then it is still open, and can be given up
    */
   finish(): void {
+    this.#unmark();
     this.image.close();
   }
 
@@ -115,6 +133,12 @@ export class ImageOutput {
   abandon(): AbandonedOutput {
     this.image.abandon();
     return giveUp(this.#made);
+  }
+
+  /** Once the whole disk is written. */
+  #unmark(): void {
+    if (this.#isMarked) this.image.setUnfinished(false);
+    this.#isMarked = false;
   }
 }
 

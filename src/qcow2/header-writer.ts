@@ -35,7 +35,11 @@ import {
 } from '../format/qcow2/extensions-encode.ts';
 import { ExtensionType } from '../format/qcow2/extensions.ts';
 import type { BitmapsExtension } from '../format/qcow2/extensions.ts';
-import { CompatibleFeature, IncompatibleFeature } from '../format/qcow2/features.ts';
+import {
+  CompatibleFeature,
+  IncompatibleFeature,
+  UNFINISHED_FEATURE,
+} from '../format/qcow2/features.ts';
 import {
   decodeHeader,
   featureFlags,
@@ -119,6 +123,18 @@ export class HeaderWriter {
     const { incompatibleFeatures: old } = this.header;
     const bit = IncompatibleFeature.DIRTY;
     this.#updateFlushed({ incompatibleFeatures: isDirty ? old | bit : old & ~bit });
+  }
+
+  /**
+   * Sets or clears the bit by which nobody opens an image that is still being made. Not flushed:
+   * it is for a process that is killed, not for a power cut. Version 2 has none.
+   * @throws {Qcow2Error} `HOST`
+   */
+  setUnfinished(isUnfinished: boolean): void {
+    const { version, incompatibleFeatures: old } = this.header;
+    if (version === 2) return;
+    const bit = UNFINISHED_FEATURE;
+    this.update({ incompatibleFeatures: isUnfinished ? old | bit : old & ~bit });
   }
 
   /**

@@ -184,6 +184,14 @@ export class ImageWriter {
     });
   }
 
+  /** Says in the header whether the image is still being made. */
+  setUnfinished(isUnfinished: boolean): void {
+    this.change(({ committer, headerWriter }) => {
+      committer.commitAll();
+      headerWriter.setUnfinished(isUnfinished);
+    });
+  }
+
   /** Finds what keeps the image from being amended; changes nothing of it. */
   checkAmendment(amendment: Amendment): void {
     this.change((engine) => checkAmendment(engine, amendment));

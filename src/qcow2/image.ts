@@ -372,6 +372,15 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends DiskWithBit
   }
 
   /**
+   * Says in the header whether the image is still being made; if so, nobody else opens it. Version 2
+   * cannot say so. What was written before is in the file by then.
+   * @throws {Qcow2Error} as {@link write}
+   */
+  setUnfinished(isUnfinished: boolean): void {
+    this.openWriter.setUnfinished(isUnfinished);
+  }
+
+  /**
    * Drops everything that the disk has allocated, so that the backing file shows, or zeroes where
    * there is none. Snapshots keep what they have.
    * @throws {Qcow2Error} as {@link write}

@@ -12,12 +12,14 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { openImage } from '../../src/chain/open.ts';
 import { runProgram } from '../../src/cli/program.ts';
 import { holdWithQemuIo } from '../support/lock-holder.ts';
 import { describePeers } from '../support/peers.ts';
 import { qemuImg, qemuIo, run, tryRun } from '../support/qemu.ts';
 import type { RunResult } from '../support/qemu.ts';
 import { sharedTemporaryDirectory, temporaryDirectoryPerTest } from '../support/temp.ts';
+import { ProgramFile } from './killed-command.ts';
 
 const folder = temporaryDirectoryPerTest();
 
@@ -147,6 +149,29 @@ it.each(['raw', 'qcow2'])(
     expect(seen).toEqual(['noted, not made', 'left, made']);
   },
 );
+
+describePeers(['qemu-img'], 'a process that is killed', () => {
+  it('leaves no image behind that seems to be whole', async () => {
+    const [source, copy] = [join(folder(), 'base.qcow2'), join(folder(), 'copy.qcow2')];
+    const program = await ProgramFile.create();
+    try {
+      const args = ['convert', '-O', 'qcow2', '-r', '1k', source, copy];
+      const { signal } = await program.run(args, {
+        killWhen: () => (statSync(copy, { throwIfNoEntry: false })?.size ?? 0) >= 1024 * 1024,
+      });
+      expect(signal).toBe('SIGKILL');
+    } finally {
+      program.dispose();
+    }
+    expect(tryRun('qemu-img', ['info', copy])).toMatchObject({
+      exitCode: 1,
+      stderr: expect.stringContaining('Unsupported qcow2 feature') as string,
+    });
+    expect(() => openImage(copy)).toThrow(/copy\.qcow2: header.*: it is not finished/);
+    expect(await qcow2('convert -O qcow2 @base.qcow2 @copy.qcow2')).toMatchObject({ exitCode: 0 });
+    expect(qemuImg('compare', source, copy)).toBe('Images are identical.\n');
+  });
+});
 
 describePeers(['root', 'mount', 'qemu-img'], 'on a full filesystem', () => {
   const mounted = join(sharedTemporaryDirectory(), 'full');

@@ -16,6 +16,14 @@ export interface Ending {
   duration: number;
 }
 
+/** When a process is sent a signal: at most one of the two. */
+export interface Kill {
+  killAfterMs?: number;
+  killWhen?: () => boolean;
+  /** Default SIGKILL. */
+  signal?: NodeJS.Signals;
+}
+
 /** The program, bundled so that Node can run it. */
 export class ProgramFile {
   readonly #path: string;
@@ -43,10 +51,10 @@ export class ProgramFile {
     return new ProgramFile(outfile);
   }
 
-  /** Runs `qcow2 ARGS…`, and sends it a signal after `killAfterMs`, if that is given. */
+  /** Runs `qcow2 ARGS…`, and sends it a signal at a time, or once something is so. */
   async run(
     args: readonly string[],
-    { killAfterMs, signal = 'SIGKILL' }: { killAfterMs?: number; signal?: NodeJS.Signals } = {},
+    { killAfterMs, killWhen, signal = 'SIGKILL' }: Kill = {},
   ): Promise<Ending> {
     const start = performance.now();
     const child = spawn(process.execPath, [this.#path, ...args], {
@@ -61,6 +69,10 @@ export class ProgramFile {
     });
     if (killAfterMs !== undefined) {
       await Promise.race([sleep(killAfterMs), ended]);
+      child.kill(signal);
+    }
+    if (killWhen !== undefined) {
+      while (child.exitCode === null && !killWhen()) await Promise.race([sleep(5), ended]);
       child.kill(signal);
     }
     return { ...(await ended), stdout, stderr, duration: performance.now() - start };

@@ -28,6 +28,12 @@ export const AutoclearFeature = {
   RAW_EXTERNAL_DATA: 1n << 1n,
 } as const;
 
+/**
+ * Incompatible bit of an image that is still being made here. It means nothing to anyone, and so
+ * nobody takes what a killed process leaves behind for a whole image. Gone once it is finished.
+ */
+export const UNFINISHED_FEATURE = 1n << 63n;
+
 /** All incompatible bits that are understood here. */
 export const KNOWN_INCOMPATIBLE = Object.values(IncompatibleFeature).reduce((a, b) => a | b);
 

@@ -22,6 +22,7 @@ import {
   describeFeatures,
   IncompatibleFeature,
   KNOWN_INCOMPATIBLE,
+  UNFINISHED_FEATURE,
 } from './features.ts';
 import { FieldReader } from './field-reader.ts';
 
@@ -270,6 +271,13 @@ function decodeFeatures(reader: FieldReader, version: 2 | 3, { featureNames }: H
   const compatibleFeatures = field(HeaderField.COMPATIBLE_FEATURES);
   const autoclearFeatures = field(HeaderField.AUTOCLEAR_FEATURES);
   const unknown = incompatibleFeatures & ~KNOWN_INCOMPATIBLE;
+  if (unknown === UNFINISHED_FEATURE) {
+    throw reader.error(
+      'UNSUPPORTED',
+      HeaderField.INCOMPATIBLE_FEATURES,
+      'it is not finished: what was making it was killed, or is still at it',
+    );
+  }
   if (unknown !== 0n) {
     const described = describeFeatures(unknown, 'incompatible', featureNames);
     throw reader.error(

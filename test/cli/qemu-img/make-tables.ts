@@ -190,7 +190,11 @@ export const CREATE: Subcommand = {
       'see below for what it takes',
     ),
     objectRow('@new.raw 1M'),
-    better('(an interrupt)', 'what was not finished is removed', []),
+    better(
+      '(an interrupt)',
+      'what was not finished is removed; killed, it is marked so that nobody opens it',
+      [],
+    ),
   ],
 };
 
