@@ -194,7 +194,8 @@ function readState(file: string, uid: number): MountState | undefined {
     const stats = fstatSync(fd);
     if (!stats.isFile() || stats.uid !== uid || stats.size > MAX_RECORD_BYTES) return undefined;
     const value: unknown = JSON.parse(readFileSync(fd, 'utf8'));
-    return isMountState(value) ? value : undefined;
+    // Records of versions without writable mounts do not tell the access.
+    return isMountState(value) ? { ...value, access: value.access ?? 'ro' } : undefined;
   } catch {
     return undefined;
   } finally {
@@ -205,7 +206,7 @@ function readState(file: string, uid: number): MountState | undefined {
 function isMountState(value: unknown): value is MountState {
   if (typeof value !== 'object' || value === null) return false;
   const state = value as Record<string, unknown>;
-  const strings = ['id', 'directory', 'image', 'user', 'since', 'channel', 'access', 'device'];
+  const strings = ['id', 'directory', 'image', 'user', 'since', 'channel', 'device'];
   return (
     strings.every((key) => typeof state[key] === 'string') &&
     Number.isSafeInteger(state.pid) &&

@@ -84,6 +84,20 @@ describe('records', () => {
     expect(existsSync(join(directory(), 'm'))).toBe(false);
   });
 
+  it('of versions without writable mounts are those of mounts for reading', () => {
+    const older: Partial<MountState> = record();
+    delete older.access;
+    writeState(older as MountState);
+    expect(listStates()).toMatchObject([{ id: 'abc123', access: 'ro' }]);
+  });
+
+  it('of a failure that nobody was told of leave the log', () => {
+    writeState(record({ failure: 'no space left on the device' }));
+    writeFileSync(join(state(), 'abc123.log'), 'the last words');
+    cleanStale();
+    expect(readdirSync(state())).toEqual(['abc123.log']);
+  });
+
   it('never cost a directory that was there before, or that has something in it', () => {
     for (const name of ['a', 'b']) mkdirSync(join(directory(), name));
     writeFileSync(join(directory(), 'b', 'file'), '');
