@@ -40,7 +40,8 @@ export class WidthChange {
   /**
    * Finds which blocks the new structure needs. Everything has been committed.
    * @returns their indexes
-   * @throws {Qcow2Error} `UNSUPPORTED` if a count does not fit; `HOST`
+   * @throws {Qcow2Error} `UNSUPPORTED` if a count does not fit; `TOO_LARGE` if no table can hold so
+   * many blocks; `HOST`
    */
   neededBlocks(): Set<number> {
     const { refcounts, header } = this.#engine;
@@ -59,6 +60,7 @@ export class WidthChange {
         if (count > most) throw this.#tooNarrow(cluster, count);
         const block = Math.floor(cluster / this.#newEntries);
         if (block === last || (count === 1 && own.has(cluster))) continue;
+        if ((block + 1) * 8 > MAX_REFCOUNT_TABLE_BYTES) throw this.#tooMany();
         needed.add(block);
         last = block;
       }
@@ -69,8 +71,7 @@ export class WidthChange {
   /**
    * Writes the new structure, which nothing points at yet.
    * @returns what the header has to say of it
-   * @throws {Qcow2Error} as {@link neededBlocks}; `TOO_LARGE` if no table can hold so many blocks;
-   * `HOST`. Then, and if it is not driven to its end, {@link release} takes back what there is
+   * @throws {Qcow2Error} as {@link neededBlocks}. Then, and if it is not driven to its end, {@link release} takes back what there is
    */
   *write(part: Part): EngineSteps<HeaderChanges> {
     const { committer, file, header } = this.#engine;

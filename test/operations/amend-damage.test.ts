@@ -28,10 +28,9 @@ function create(...options: string[]): string {
 }
 
 /** Changes the bytes of an image in its file. */
-function patch(path: string, change: (bytes: Buffer) => void): void {
+function patch(path: string, change: (bytes: Buffer) => Buffer | void): void {
   const bytes = readFileSync(path);
-  change(bytes);
-  writeFileSync(path, bytes);
+  writeFileSync(path, change(bytes) ?? bytes);
 }
 
 /** Adds one to the count of a cluster, as a crash leaves it. */
@@ -115,4 +114,46 @@ describePeers(['qemu-img', 'qemu-io'], 'amending to version 2', () => {
       expect(stdout).not.toContain('failed');
     },
   );
+});
+
+describePeers(['qemu-img'], 'amending the width of refcounts', () => {
+  it('does not begin where no refcount table could name all blocks', () => {
+    const path = join(temporaryDirectory(), 'disk.qcow2');
+    const layout = 'cluster_size=512,refcount_bits=1';
+    qemuImg('create', '-q', '-f', 'qcow2', '-o', layout, path, '1M');
+    // A cluster is counted at 32 GiB, by the last block of a longer table.
+    const blockIndex = 16_384;
+    patch(path, (small) => {
+      const header = readHeader(new GrowableMemoryDevice(small));
+      const tableClusters = Math.ceil(((blockIndex + 1) * 8) / 512);
+      const first = Math.ceil(small.length / 512);
+      const bytes = Buffer.alloc((first + tableClusters + 1) * 512);
+      small.copy(bytes);
+      const table = first * 512;
+      const block = table + tableClusters * 512;
+      small.copy(bytes, table, header.refcountTableOffset, header.refcountTableOffset + 512);
+      bytes.writeBigUInt64BE(BigInt(block), table + blockIndex * 8);
+      bytes[block] = 1;
+      const firstBlock = Number(bytes.readBigUInt64BE(table));
+      for (let cluster = first; cluster <= first + tableClusters; cluster++) {
+        bytes[firstBlock + (cluster >>> 3)]! |= 1 << (cluster & 7);
+      }
+      bytes.writeBigUInt64BE(BigInt(table), 48);
+      bytes.writeUInt32BE(tableClusters, 56);
+      return bytes;
+    });
+    const before = readFileSync(path);
+    const image = open(path);
+    expect(() => amendImage(image, { refcountBits: 64, size: 2 * 1024 * KiB })).toThrow(
+      /no refcount table holds so many refcounts of 64 bits/,
+    );
+    image.close();
+    expect(readFileSync(path).equals(before)).toBe(true);
+    {
+      using wide = open(path);
+      amendImage(wide, { refcountBits: 32, size: 2 * 1024 * KiB });
+    }
+    const { exitCode, stdout } = tryRun('qemu-img', ['check', '-f', 'qcow2', path]);
+    expect(exitCode, stdout).toBe(3);
+  });
 });
