@@ -2,6 +2,7 @@
 
 import { basename, extname } from 'node:path';
 import type { OpenImageOptions } from '../chain/open.ts';
+import { RawImage } from '../chain/raw-image.ts';
 import { imageExports } from '../export/nbd/image-exports.ts';
 import type { ImageExports, WriteTarget } from '../export/nbd/image-exports.ts';
 import { usageError } from './command.ts';
@@ -39,6 +40,16 @@ export async function openImages(args: ParsedArguments): Promise<ImageExports> {
     throw error;
   }
   return { exports: opened.flatMap(({ exports }) => exports), close: () => closeAll(opened) };
+}
+
+/**
+ * Paths of the images that clients write to and whose format nobody said: a guest can make a raw disk
+ * look like an image of another format.
+ */
+export function guessedRawImages(args: ParsedArguments, { exports }: ImageExports): string[] {
+  if (writeTarget(args) !== 'image' || args.value('format') !== undefined) return [];
+  const devices = exports.map(({ device }) => device);
+  return devices.flatMap((device) => (device instanceof RawImage ? device.path : []));
 }
 
 /**

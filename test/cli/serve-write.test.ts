@@ -122,6 +122,19 @@ print(size, error(lambda: h.pwrite(b'p' * size, 0)), error(lambda: h.pwrite(b'p'
     expect(readFileSync(raw).equals(before)).toBe(true);
   });
 
+  it('warns of an image that was taken for raw because nobody said what it is', async () => {
+    writeFileSync(at('disk.raw'), Buffer.alloc(MiB));
+    const guessed = await serve('--socket=s', '--rw', at('disk.raw'));
+    expect(await guessed.stop()).toBe(0);
+    expect(guessed.stderr()).toBe(
+      `qcow2: warning: ${at('disk.raw')}: no format was given, and it was taken for raw; ` +
+        'say -f raw if it is\n',
+    );
+    const said = await serve('--socket=s', '--rw', '-f', 'raw', at('disk.raw'));
+    expect(await said.stop()).toBe(0);
+    expect(said.stderr()).toBe('');
+  });
+
   it('tells clients of each other: what one wrote the other reads, and flushes', async () => {
     const { uri } = await serve('--socket=s', '--rw', image());
     const script = `

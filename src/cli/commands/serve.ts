@@ -10,7 +10,7 @@ import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import { addressOf } from '../serve-address.ts';
 import { BackgroundIo, isBackgroundServer, startInBackground } from '../serve-background.ts';
-import { openImages, writeTarget } from '../serve-images.ts';
+import { guessedRawImages, openImages, writeTarget } from '../serve-images.ts';
 import { numberOption, SERVE_OPTIONS, tlsOptions } from '../serve-options.ts';
 import { formatSizeWithBytes } from '../size.ts';
 
@@ -80,6 +80,10 @@ async function serve(args: ParsedArguments, plan: ServePlan): Promise<number> {
   const { io, addresses, isPassedIn, written } = plan;
   const asJson = args.choice('output', ['human', 'json'], 'human') === 'json';
   const served = await openImages(args);
+  for (const path of guessedRawImages(args, served)) {
+    const problem = 'no format was given, and it was taken for raw; say -f raw if it is';
+    io.stderr(`qcow2: warning: ${path}: ${problem}\n`);
+  }
   try {
     let onLastClient = (): void => undefined;
     const clientsGone = new Promise<void>((resolve) => (onLastClient = resolve));
