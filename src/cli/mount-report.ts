@@ -105,7 +105,7 @@ function filesLines(report: MountReport): string[] {
 }
 
 function diskCells({ summary: { disk, format }, part }: MountReport): string[] {
-  return ['', formatSize(disk.size), part ?? `${format} disk`, '', filesystemOf(disk)];
+  return ['', formatSize(disk.size), part ?? `disk (${format})`, '', filesystemOf(disk)];
 }
 
 function partitionCells(partition: ShownPartition): string[] {

@@ -69,7 +69,7 @@ describePeers(['root', '/dev/fuse', 'sfdisk', 'mkfs.ext4'], 'qcow2 mount', () =>
       expect(output.split('\n')).toEqual([
         `${bench.path('disk.img')} is mounted on ${bench.path('disk')}`,
         '  Number  Size    Type              Label       Filesystem  File',
-        '          40 MiB  raw disk                                  disk.raw',
+        '          40 MiB  disk (raw)                                disk.raw',
         '  1        4 MiB  EFI system        boot                    partitions/1-boot.raw',
         '  2       24 MiB  Linux filesystem  root files  ext4        partitions/2-root files.raw',
         'see its files with: qcow2 mount --fs disk.img DIR',
