@@ -184,17 +184,22 @@ type OldClusters = Set<number>;
  */
 export function changeBitmaps(engine: WriteEngine, change: BitmapChange): void {
   const replacement: Replacement = { fresh: new FreshClusters(engine), old: new Set() };
-  const oldDirectory = engine.header.extensions.bitmaps?.directoryOffset;
+  const oldDirectory = directoryOf(engine);
   try {
     const bitmaps = knownBitmaps(engine);
     const entries = changedEntries(engine, { bitmaps, change, replacement });
     if (entries !== undefined) replaceDirectory(engine, entries, replacement);
   } catch (error) {
     // Once the header names them, they are in use, although that may not be durable.
-    const isNamed = engine.header.extensions.bitmaps?.directoryOffset !== oldDirectory;
+    const isNamed = directoryOf(engine) !== oldDirectory;
     if (!isNamed) replacement.fresh.release();
     throw error;
   }
+}
+
+/** Host offset of the directory, unless it is one that is not valid: others may be in its place. */
+function directoryOf({ header }: BitmapSource): number | undefined {
+  return header.areBitmapsValid ? header.extensions.bitmaps?.directoryOffset : undefined;
 }
 
 /** The entries of the new directory; undefined if nothing changes. */

@@ -2,6 +2,7 @@
 
 import { expect, it } from 'vitest';
 import { GrowableMemoryDevice } from '../../src/device/memory.ts';
+import { readHeader } from '../../src/qcow2/image.ts';
 import type { Qcow2Image } from '../../src/qcow2/image.ts';
 import { CrashStates } from '../support/crash-states.ts';
 import { FaultFile, FaultPlan } from '../support/fault-file.ts';
@@ -169,6 +170,39 @@ describePeers(['qemu-img', 'qemu-io'], 'changes of bitmaps', () => {
         }
       }
     }
+  });
+
+  it('a directory in the place of a stale one is in use, though the last flush fails', () => {
+    const initial = Uint8Array.from(makeImage('cluster_size=4k'));
+    // Somebody who knows no bitmaps has written to it, and they are not valid any more.
+    const view = new DataView(initial.buffer);
+    view.setBigUint64(88, 0n);
+    const add = (image: Qcow2Image): void => image.addBitmap('new', { granularity: 512 });
+    const counted = new FaultPlan();
+    const first = new GrowableMemoryDevice(initial);
+    add(open(new FaultFile(first, counted)));
+    const { directoryOffset } = readHeader(first).extensions.bitmaps!;
+    // The stale one was where the next one will be.
+    const extension = Buffer.from(initial.buffer).indexOf('23852875', 0, 'hex');
+    view.setBigUint64(extension + 24, BigInt(directoryOffset));
+    let added = 0;
+    const places = new Set<number | undefined>();
+    for (let index = 0; index < counted.counts.change; index++) {
+      const plan = new FaultPlan({ target: 'change', index, kind: 'EIO' });
+      const inner = new GrowableMemoryDevice(initial);
+      const image = open(new FaultFile(inner, plan));
+      expect(() => add(image)).toThrow();
+      image.write(new Uint8Array(200 * KiB).fill(5), 100 * KiB);
+      image.close();
+      const closed = openBytes(inner.bytes);
+      expectValid(closed);
+      if (!closed.header.areBitmapsValid) continue;
+      added++;
+      places.add(closed.header.extensions.bitmaps?.directoryOffset);
+      expect(closed.bitmaps.map(({ name }) => name)).toEqual(['new']);
+    }
+    expect(added).toBeGreaterThan(0);
+    expect(places).toEqual(new Set([directoryOffset]));
   });
 });
 
