@@ -119,7 +119,7 @@ function openLayer(top: LayerRequest, options: OpenImageOptions, root: string): 
     let next: LayerRequest | undefined = top;
     while (next !== undefined) {
       const access = accessOf(options, links.length, next);
-      const file: RawImage = openFile(next, seen, links.length, access);
+      const file: RawImage = openFile(next, { seen, depth: links.length, options }, access);
       const format = closingOnError(file, () => prepareFile(file, next!, access));
       if (format === 'raw') {
         base = file;
@@ -224,8 +224,7 @@ function lockDevice(
 
 function openFile(
   { path, description: { window, shownName } }: LayerRequest,
-  seen: Map<string, string>,
-  depth: number,
+  { seen, depth, options }: { seen: Map<string, string>; depth: number; options: OpenImageOptions },
   { writable }: Access,
 ): RawImage {
   if (depth >= MAX_CHAIN_DEPTH) {
@@ -235,7 +234,7 @@ function openFile(
   }
   const file = new RawImage(path, { writable, window, shownName });
   const identity = window === undefined ? file.identity : `${file.identity}+${window.offset}`;
-  const other = seen.get(identity);
+  const other = seen.get(identity) ?? otherPart(file, seen, options);
   if (other !== undefined) {
     file.close();
     const names = [...seen.values()];
@@ -246,6 +245,17 @@ function openFile(
   }
   seen.set(identity, path);
   return file;
+}
+
+/** The path of a layer that shares the file where one of the two is written. Parts may be read. */
+function otherPart(
+  { identity, readOnly }: RawImage,
+  seen: ReadonlyMap<string, string>,
+  { writable }: OpenImageOptions,
+): string | undefined {
+  if (writable !== true) return undefined;
+  const part = [...seen.keys()].find((key) => !readOnly && key.startsWith(`${identity}+`));
+  return seen.get(part ?? identity);
 }
 
 /** Runs `action`; if it fails, closes the file that nobody else knows of yet. */

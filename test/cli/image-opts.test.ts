@@ -295,6 +295,29 @@ describePeers(['qemu-img', 'qemu-io'], 'as qemu-img', () => {
     expect(readFileSync(join(twins.ours, 'holder.tar')).equals(before)).toBe(true);
   });
 
+  it('never writes into a file by one layer that it reads by another', async () => {
+    const { ours } = makeTwins(makeImages);
+    const path = join(ours, 'other.qcow2');
+    const before = readFileSync(path);
+    const options =
+      `driver=qcow2,file.filename=${path},file.locking=off,backing.driver=raw,` +
+      `backing.offset=1k,backing.file.filename=${path},backing.file.locking=off`;
+    for (const args of [['commit'], ['bench', '-w', '-c', '1']] as const) {
+      const [name, ...rest] = args;
+      const result = await runCommand(await loadCommand(name), [...rest, '--image-opts', options]);
+      expect(result.stderr).toMatch(/the backing chain comes back to itself/);
+      expect(result.exitCode).toBe(1);
+    }
+    expect(readFileSync(path).equals(before)).toBe(true);
+    const parts =
+      `driver=qcow2,file.filename=${path},backing.driver=qcow2,` +
+      `backing.file.driver=raw,backing.file.offset=${OFFSET},` +
+      `backing.file.file.filename=${join(ours, 'holder.tar')},backing.backing.driver=raw,` +
+      `backing.backing.size=1k,backing.backing.file.filename=${join(ours, 'holder.tar')}`;
+    const args = ['-w', '-c', '1', '--image-opts', parts];
+    expect((await runCommand(await loadCommand('bench'), args)).exitCode).toBe(0);
+  });
+
   it('leaves names inside images to the policy', async () => {
     const name = join(twins.ours, 'trap.qcow2');
     const backing = json({ driver: 'qcow2', file: { filename: join(twins.ours, 'base.qcow2') } });
