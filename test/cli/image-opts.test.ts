@@ -304,7 +304,11 @@ describePeers(['qemu-img', 'qemu-io'], 'as qemu-img', () => {
       `backing.offset=1k,backing.file.filename=${path},backing.file.locking=off`;
     for (const args of [['commit'], ['bench', '-w', '-c', '1']] as const) {
       const [name, ...rest] = args;
-      const result = await runCommand(await loadCommand(name), [...rest, '--image-opts', options]);
+      const result = await runCommand((await loadCommand(name))!, [
+        ...rest,
+        '--image-opts',
+        options,
+      ]);
       expect(result.stderr).toMatch(/the backing chain comes back to itself/);
       expect(result.exitCode).toBe(1);
     }
@@ -315,7 +319,7 @@ describePeers(['qemu-img', 'qemu-io'], 'as qemu-img', () => {
       `backing.file.file.filename=${join(ours, 'holder.tar')},backing.backing.driver=raw,` +
       `backing.backing.size=1k,backing.backing.file.filename=${join(ours, 'holder.tar')}`;
     const args = ['-w', '-c', '1', '--image-opts', parts];
-    expect((await runCommand(await loadCommand('bench'), args)).exitCode).toBe(0);
+    expect((await runCommand((await loadCommand('bench'))!, args)).exitCode).toBe(0);
   });
 
   it('leaves names inside images to the policy', async () => {
