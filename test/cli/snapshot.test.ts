@@ -1,6 +1,7 @@
 import { join } from 'node:path';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { command } from '../../src/cli/commands/snapshot.ts';
+import { Qcow2Image } from '../../src/qcow2/image.ts';
 import { describePeers } from '../support/peers.ts';
 import { qemuImg, qemuIo, run } from '../support/qemu.ts';
 import { temporaryDirectory } from '../support/temp.ts';
@@ -188,9 +189,20 @@ describePeers(['qemu-img'], 'where it is better than qemu-img snapshot', () => {
 
   test('a signal waits until the change is done', async () => {
     const twins = makeDisk();
-    const running = runCommand(command, ['-c', 'new', join(twins.ours, 'disk.qcow2')]);
-    process.emit('SIGINT', 'SIGINT');
-    expect(await running).toEqual(success);
+    const listeners = process.listenerCount('SIGINT');
+    const make = vi.spyOn(Qcow2Image.prototype, 'createSnapshot').mockImplementationOnce(function (
+      this: Qcow2Image,
+      name,
+    ) {
+      expect(process.listenerCount('SIGINT')).toBe(listeners + 1);
+      process.emit('SIGINT', 'SIGINT');
+      return this.createSnapshot(name);
+    });
+    const path = join(twins.ours, 'disk.qcow2');
+    expect(await runCommand(command, ['-c', 'new', path])).toEqual(success);
+    expect(make).toHaveBeenCalledTimes(2);
+    make.mockRestore();
+    expect(process.listenerCount('SIGINT')).toBe(listeners);
     qemuImg('snapshot', '-c', 'new', join(twins.theirs, 'disk.qcow2'));
     expectSameImage(twins, 'disk.qcow2');
   });

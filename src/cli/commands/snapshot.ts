@@ -5,11 +5,10 @@ import type { ChainedQcow2Image, Image } from '../../chain/open.ts';
 import { Qcow2Error } from '../../errors.ts';
 import { snapshotLines } from '../../operations/format-info.ts';
 import { imageInfo } from '../../operations/info.ts';
-import type { Steps } from '../../operations/progress.ts';
 import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import { FORCE_SHARE_OPTION, givenImage } from '../image-options.ts';
-import { driveSteps, ProgressReporter } from '../progress.ts';
+import { Interrupts } from '../progress.ts';
 import { formatSize } from '../size.ts';
 import { CHANGE_OPTIONS, formatToChange } from '../write-options.ts';
 
@@ -56,7 +55,11 @@ export const command: CommandDefinition = {
   run,
 };
 
-async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
+function run(args: ParsedArguments, io: CommandIo): Promise<number> {
+  return new Promise((resolve) => resolve(listOrChange(args, io)));
+}
+
+function listOrChange(args: ParsedArguments, io: CommandIo): number {
   const [path = ''] = args.operands;
   const open = { ...formatToChange(args), forceShare: args.flag('force-share') };
   const given = givenImage(args, path);
@@ -70,9 +73,13 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   }
   using image = openImage(given, { ...alone, writable: true });
   const qcow2 = withSnapshots(image);
-  const reporter = new ProgressReporter(io, { show: false, stepPercent: 100 });
-  // Signals wait until it is done.
-  await driveSteps(changeSteps(qcow2, change), { reporter, interruptible: true });
+  // Signals wait until it is done, and then there is nothing left to stop.
+  const interrupts = new Interrupts();
+  try {
+    makeChange(qcow2, change);
+  } finally {
+    interrupts[Symbol.dispose]();
+  }
   return 0;
 }
 
@@ -97,9 +104,7 @@ function withSnapshots(image: Image): ChainedQcow2Image {
   throw new Qcow2Error('UNSUPPORTED', 'a raw image has no snapshots', { file: image.path });
 }
 
-/** One step does all, so that nothing stops it halfway. */
-function* changeSteps(image: ChainedQcow2Image, { action, snapshot }: Change): Steps<void> {
-  yield { done: 0, total: 1 };
+function makeChange(image: ChainedQcow2Image, { action, snapshot }: Change): void {
   if (action === 'create') image.createSnapshot(snapshot);
   else if (action === 'apply') image.applySnapshot(snapshot);
   else image.deleteSnapshot(idOfName(image, snapshot));
