@@ -12,6 +12,7 @@ import {
 import { hostError, Qcow2Error } from '../errors.ts';
 import { fallocate } from '../host/fallocate.ts';
 import type { FallocateMode } from '../host/fallocate.ts';
+import type { EarlyWriteback } from '../host/early-writeback.ts';
 import type { SpaceReserver } from '../host/reserve-space.ts';
 import { hostRunAt } from '../host/seek-hole.ts';
 import { checkRange } from './block-device.ts';
@@ -71,6 +72,8 @@ export class FileDevice implements HostFile {
   durable = true;
   /** Reserves space for long writes before they are made (default: nothing does). */
   reserver: SpaceReserver | undefined;
+  /** Has long writes reach the disk before they are flushed (default: the host does as it likes). */
+  earlyWriteback: EarlyWriteback | undefined;
   /** The part of the file that this is; undefined for all of it. */
   readonly window: FileWindow | undefined;
   /** Byte of the file at which the device starts. */
@@ -366,6 +369,7 @@ export class FileDevice implements HostFile {
       // What was stored is there, even if the rest failed.
       this.#size = Math.max(this.#size, done === 0 ? 0 : offset + done);
     }
+    this.earlyWriteback?.written({ fd: this.#fd, position: this.#start + offset, length });
   }
 
   #storeZeroes(offset: number, length: number): void {

@@ -9,6 +9,7 @@ import { openImage } from '../chain/open.ts';
 import type { Image, ImageFormat, OpenImageOptions } from '../chain/open.ts';
 import { parseReference, quote } from '../chain/names.ts';
 import { isBelow } from '../chain/policy.ts';
+import { FileDevice } from '../device/file.ts';
 import { Qcow2Error } from '../errors.ts';
 import { createImage } from './create.ts';
 
@@ -32,7 +33,10 @@ export function openTemporaryOverlay(path: string, options: OverlayOptions = {})
   try {
     const overlay = join(directory, 'overlay.qcow2');
     createOverlay(overlay, image, options);
-    return openOverlay(overlay, image, options);
+    const top = openOverlay(overlay, image, options);
+    // Nothing of it outlives the process, so nothing has to survive a power cut.
+    if (top.file instanceof FileDevice) top.file.durable = false;
+    return top;
   } finally {
     rmSync(directory, { recursive: true, force: true });
   }

@@ -6,6 +6,7 @@ import { openImage } from '../chain/open.ts';
 import type { Image, OpenImageOptions } from '../chain/open.ts';
 import { FileDevice } from '../device/file.ts';
 import { Qcow2Error } from '../errors.ts';
+import { writeBackEarly } from '../operations/early-writeback.ts';
 import { openKeptOverlay, openTemporaryOverlay } from '../operations/overlay.ts';
 import type { ImageRequest, MountRequest } from './fuse-request.ts';
 
@@ -25,19 +26,20 @@ export function openMounted(request: ImageRequest): MountedImage {
   const { image: path, access, overlay } = request;
   const options = openOptions(request);
   switch (access) {
-    case 'ro':
+    case 'ro': {
+      const image = openImage(path, options);
+      return { top: image, named: image };
+    }
     case 'rw': {
-      const image = openImage(path, { ...options, writable: access === 'rw' });
+      const image = writeBackEarly(openImage(path, { ...options, writable: true }));
       return { top: image, named: image };
     }
     case 'temp': {
       const top = openTemporaryOverlay(path, options);
-      // Nothing of it outlives the mount, so nothing has to survive a power cut.
-      if (top.file instanceof FileDevice) top.file.durable = false;
       return { top, named: top.backing! };
     }
     case 'overlay': {
-      const top = openKeptOverlay(path, overlay!, options);
+      const top = writeBackEarly(openKeptOverlay(path, overlay!, options));
       return { top, named: top.backing! };
     }
   }

@@ -9,6 +9,7 @@ import { SliceDevice } from '../../device/slice.ts';
 import { Qcow2Error } from '../../errors.ts';
 import { readPartitionTable } from '../../format/partition/index.ts';
 import type { Partition } from '../../format/partition/index.ts';
+import { writeBackEarly } from '../../operations/early-writeback.ts';
 import { openKeptOverlay, openTemporaryOverlay } from '../../operations/overlay.ts';
 import type { ExportBitmap, NbdExport } from './exports.ts';
 
@@ -144,9 +145,9 @@ async function openFor(
 
 function openTop(path: string, writes: WriteTarget, open: OpenImageOptions): Image {
   if (writes === 'nowhere') return openImage(path, open);
-  if (writes === 'image') return openImage(path, { ...open, writable: true });
   if (writes === 'temporary') return openTemporaryOverlay(path, open);
-  return openKeptOverlay(path, writes.overlay, open);
+  if (writes === 'image') return writeBackEarly(openImage(path, { ...open, writable: true }));
+  return writeBackEarly(openKeptOverlay(path, writes.overlay, open));
 }
 
 /** Closes an image for good: one that cannot be closed in good order is left as after a crash. */
