@@ -6,6 +6,7 @@ import {
   fsyncSync,
   mkdirSync,
   openSync,
+  readdirSync,
   readFileSync,
   renameSync,
   statSync,
@@ -29,6 +30,15 @@ import {
 
 const PROGRAMS = ['root', '/dev/fuse', 'qemu-img', 'qemu-io', 'sfdisk', 'mkfs.ext4'] as const;
 const MiB = 1024 * 1024;
+
+/** Threads of a process that there still are; that of a zombie counts. */
+function threadCount(pid: number): number {
+  try {
+    return readdirSync(`/proc/${pid}/task`).length;
+  } catch {
+    return 0;
+  }
+}
 
 describePeers(PROGRAMS, 'a mount that accepts writes', () => {
   const bench = mountBench();
@@ -79,7 +89,8 @@ describePeers(PROGRAMS, 'a mount that accepts writes', () => {
 
   const kill = async (pid: number, signal: NodeJS.Signals): Promise<void> => {
     process.kill(pid, signal);
-    while (isAlive(pid, undefined)) await sleep(5);
+    // Files are open, and locked, until the last thread has ended.
+    while (isAlive(pid, undefined) || threadCount(pid) > 1) await sleep(5);
   };
 
   describe.each(availableChannels())('through %s', (channel) => {
