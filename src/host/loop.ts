@@ -27,7 +27,7 @@ const CONFIG_NAME_OFFSET = 64;
 const NAME_BYTES = 64;
 /** Attempts at a free device: others may take it between being told its number and taking it. */
 const MAX_ATTEMPTS = 64;
-/** Where ioctl(2) takes its third argument as any other function would. */
+/** Where the third argument of ioctl(2) is passed like those of functions with a fixed number. */
 const ARCHITECTURES = new Set(['x64', 'arm64', 'riscv64', 'loong64', 's390x', 'ppc64']);
 
 /** What a loop device is made of. */

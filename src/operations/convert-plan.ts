@@ -33,7 +33,7 @@ export interface PlanOptions {
   sourceBackingSize?: number | undefined;
   /** Runs begin and end at multiples of it, or where the source ends (default 1). */
   alignment?: number | undefined;
-  /** Zeroes are read and written as any data (default false). */
+  /** Zeroes are read and written like other data (default false). */
   zeroIsData?: boolean | undefined;
   /** Go on where the source's tables are damaged: what they map is to be read (default false). */
   salvage?: boolean | undefined;

@@ -27,8 +27,8 @@ removed at the end; so is a DIR that is missing. DIR holds:
   layers/0-NAME.raw, …           the disk as each layer of the chain saw it
   info.json, map.json            what info and map print
 
-With --snapshot or --partition, disk.raw is what they name; its partitions, where it has any, are \
-shown too, but no snapshots and layers.
+With --snapshot or --partition, disk.raw is what they name; partitions within it are shown too, but \
+no snapshots and layers.
 
 Nothing is written to the image unless --rw is given. With it, or with --temp or --overlay, the \
 disk and its partitions are files that accept writes, of a size that stays as it is. What was \

@@ -45,7 +45,7 @@ export class ReferenceCounts {
     return page instanceof Uint16Array ? page : undefined;
   }
 
-  /** Whether a page has any counts. */
+  /** Whether something was counted in a page. */
   hasPage(pageIndex: number): boolean {
     return this.#pages[pageIndex] !== undefined;
   }
