@@ -4,9 +4,9 @@
  */
 
 import { spawnSync } from 'node:child_process';
-import { accessSync, closeSync, constants } from 'node:fs';
-import { delimiter, join } from 'node:path';
+import { closeSync } from 'node:fs';
 import { Qcow2Error } from '../errors.ts';
+import { findProgram } from './find-program.ts';
 import { requireLibc } from './libc.ts';
 import type { Libc } from './libc.ts';
 import { firstLine, missingProgram, unmountRefused } from './mount-errors.ts';
@@ -22,19 +22,7 @@ const HINT = 'install the package fuse3';
 
 /** Path of fusermount3, or of the older fusermount; undefined if neither is in `PATH`. */
 function findFusermount(): string | undefined {
-  const folders = (process.env['PATH'] ?? '').split(delimiter).filter((folder) => folder !== '');
-  for (const program of ['fusermount3', 'fusermount']) {
-    for (const folder of [...folders, '/usr/bin', '/bin']) {
-      const path = join(folder, program);
-      try {
-        accessSync(path, constants.X_OK);
-        return path;
-      } catch {
-        // Not here.
-      }
-    }
-  }
-  return undefined;
+  return findProgram('fusermount3') ?? findProgram('fusermount');
 }
 
 function requireFusermount(): string {

@@ -3,9 +3,8 @@
  * speak FUSE, for everybody else.
  */
 
-import { accessSync, constants } from 'node:fs';
-import { delimiter, join } from 'node:path';
 import type { Filesystem, FilesystemType } from '../format/filesystem/index.ts';
+import { findProgram } from '../host/find-program.ts';
 
 /** How a driver of the kernel is asked for a filesystem. */
 export interface KernelDriver {
@@ -179,21 +178,6 @@ export interface FoundUserDriver {
 /** The driver for a filesystem, one that is installed if there is; undefined if none is known. */
 export function userDriverFor(type: FilesystemType): FoundUserDriver | undefined {
   const drivers = USER_DRIVERS[type] ?? [];
-  const found = drivers.map((driver) => ({ driver, path: findInPath(driver.program) }));
+  const found = drivers.map((driver) => ({ driver, path: findProgram(driver.program) }));
   return found.find(({ path }) => path !== undefined) ?? found[0];
-}
-
-/** Path of a program, searched in the directories of administrators too. */
-function findInPath(program: string): string | undefined {
-  const folders = (process.env['PATH'] ?? '').split(delimiter).filter((folder) => folder !== '');
-  for (const folder of [...folders, '/usr/bin', '/bin', '/usr/sbin', '/sbin']) {
-    const path = join(folder, program);
-    try {
-      accessSync(path, constants.X_OK);
-      return path;
-    } catch {
-      // Not here.
-    }
-  }
-  return undefined;
 }

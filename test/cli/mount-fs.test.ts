@@ -18,6 +18,7 @@ import { findMount } from '../../src/host/mountinfo.ts';
 import { isAlive } from '../../src/host/processes.ts';
 import { describePeers, itPeers } from '../support/peers.ts';
 import { run, tryRun } from '../support/qemu.ts';
+import { until } from '../support/until.ts';
 import { copyWithoutPackages, mountBench } from './mount-support.ts';
 import {
   EMPTY,
@@ -30,14 +31,6 @@ import {
 } from './mount-fs-support.ts';
 
 const MKFS_EXT4 = 'mkfs.ext4 -q -d FILES FILE';
-
-async function until(condition: () => boolean, timeoutMs = 10_000): Promise<void> {
-  const deadline = Date.now() + timeoutMs;
-  while (!condition()) {
-    if (Date.now() > deadline) throw new Error('this did not happen in time');
-    await new Promise((resolve) => setTimeout(resolve, 10));
-  }
-}
 
 /** Threads of a process whose requests for memory never wait for writing (PF_MEMALLOC_NOIO). */
 function flusherThreads(pid: number): number {

@@ -17,6 +17,7 @@ import { findMount } from '../../src/host/mountinfo.ts';
 import { isAlive } from '../../src/host/processes.ts';
 import { describePeers } from '../support/peers.ts';
 import { run, tryRun } from '../support/qemu.ts';
+import { until } from '../support/until.ts';
 import {
   availableChannels,
   CLI,
@@ -24,15 +25,6 @@ import {
   makeDisk,
   mountBench,
 } from './mount-support.ts';
-
-/** Waits until `condition` holds. */
-async function until(condition: () => boolean, timeoutMs = 10_000): Promise<void> {
-  const deadline = Date.now() + timeoutMs;
-  while (!condition()) {
-    if (Date.now() > deadline) throw new Error('this did not happen in time');
-    await new Promise((resolve) => setTimeout(resolve, 10));
-  }
-}
 
 /** Name of the error of reading a file; `ok` if there is none. */
 function readError(fd: number): string {

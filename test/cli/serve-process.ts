@@ -15,7 +15,9 @@ export interface ServeProcess {
   child: ChildProcess;
   /** Of the default export. */
   uri: string;
-  exports: { name: string; size: number; uri: string }[];
+  /** As it announces it. */
+  pid: number;
+  exports: { name: string; description: string; size: number; uri: string }[];
   stderr: () => string;
   /** Its exit code, or the signal that ended it. */
   ended: Promise<number | string>;
@@ -48,11 +50,12 @@ export function servers(directory: () => string): (...args: string[]) => Promise
       if (child.exitCode !== null || tries > 2000) throw new Error(`it did not start: ${stderr}`);
       await sleep(10);
     }
-    const { uri, exports } = JSON.parse(stdout) as Pick<ServeProcess, 'uri' | 'exports'>;
+    const said = JSON.parse(stdout) as Pick<ServeProcess, 'uri' | 'pid' | 'exports'>;
     const stop = (): Promise<number | string> => {
       child.kill('SIGTERM');
       return ended;
     };
-    return { child, uri, exports, stderr: () => stderr, ended, stop };
+    const { uri, pid, exports } = said;
+    return { child, uri, pid, exports, stderr: () => stderr, ended, stop };
   };
 }

@@ -1,12 +1,12 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { expect, it } from 'vitest';
 import { describePeers, SYSTEM_PYTHON } from '../support/peers.ts';
 import { run, tryRun } from '../support/qemu.ts';
 import { temporaryDirectoryPerTest } from '../support/temp.ts';
+import { until } from '../support/until.ts';
 import { CLI, servers } from './serve-process.ts';
 
 const DEMO = fileURLToPath(new URL('../../images/demo.qcow2', import.meta.url));
@@ -31,13 +31,6 @@ function python(script: string): string {
   const preamble = `import nbd, os, socket, subprocess, sys, time
 qcow2 = ${JSON.stringify([process.execPath, CLI])}; demo = ${JSON.stringify(DEMO)}\n`;
   return run(SYSTEM_PYTHON, ['-c', preamble + script], { cwd: directory() }).trim();
-}
-
-async function until(condition: () => boolean): Promise<void> {
-  for (let tries = 0; !condition(); tries++) {
-    if (tries > 1000) throw new Error('it did not happen within 10 seconds');
-    await sleep(10);
-  }
 }
 
 describePeers(['nbdinfo', 'python3-libnbd'], 'qcow2 serve', () => {

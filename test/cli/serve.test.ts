@@ -1,18 +1,18 @@
 import { spawn, spawnSync } from 'node:child_process';
-import type { ChildProcess } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { afterEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { describePeers, SYSTEM_PYTHON } from '../support/peers.ts';
 import { run, tryRun } from '../support/qemu.ts';
 import { temporaryDirectoryPerTest } from '../support/temp.ts';
+import { until } from '../support/until.ts';
+import { CLI, servers } from './serve-process.ts';
 
 const REPOSITORY = fileURLToPath(new URL('../../', import.meta.url));
-const CLI = join(REPOSITORY, 'dist/cli.js');
 const DEMO = join(REPOSITORY, 'images/demo.qcow2');
 const {
   expect: { sha256, snapshots },
@@ -21,43 +21,7 @@ const {
 };
 
 const directory = temporaryDirectoryPerTest();
-const running: ChildProcess[] = [];
-
-interface Announcement {
-  uri: string;
-  pid: number;
-  exports: { name: string; description: string; size: number; uri: string }[];
-}
-
-interface ServeProcess {
-  child: ChildProcess;
-  /** What it printed first. */
-  announcement: Announcement;
-  stderr: () => string;
-  /** Its exit code, or the signal that ended it. */
-  ended: Promise<number | string>;
-}
-
-/** Starts `qcow2 serve` and waits until it says that clients can connect. */
-async function serve(...args: string[]): Promise<ServeProcess> {
-  const child = spawn(process.execPath, [CLI, 'serve', '--output=json', ...args], {
-    cwd: directory(),
-  });
-  running.push(child);
-  let stdout = '';
-  let stderr = '';
-  child.stdout.on('data', (chunk: Buffer) => (stdout += chunk.toString()));
-  child.stderr.on('data', (chunk: Buffer) => (stderr += chunk.toString()));
-  const ended = new Promise<number | string>((resolve) => {
-    child.on('close', (code, signal) => resolve(code ?? signal ?? ''));
-  });
-  for (let tries = 0; !stdout.includes('\n'); tries++) {
-    if (child.exitCode !== null || tries > 1000) throw new Error(`it did not start: ${stderr}`);
-    await sleep(10);
-  }
-  const announcement = JSON.parse(stdout) as Announcement;
-  return { child, announcement, stderr: () => stderr, ended };
-}
+const serve = servers(directory);
 
 /** `qcow2 serve` with arguments with which it does not start. */
 function refused(...args: string[]): string {
@@ -78,22 +42,6 @@ function rawDisk(name: string, size: number): string {
   return path;
 }
 
-afterEach(async () => {
-  for (const child of running.splice(0)) {
-    if (child.exitCode !== null || child.signalCode !== null) continue;
-    child.kill('SIGKILL');
-    await new Promise((resolve) => child.on('close', resolve));
-  }
-});
-
-/** Waits until something is so; fails the test if it does not come about. */
-async function until(condition: () => boolean): Promise<void> {
-  for (let tries = 0; !condition(); tries++) {
-    if (tries > 1000) throw new Error('it did not happen within 10 seconds');
-    await sleep(10);
-  }
-}
-
 function sha256Of(uri: string): string {
   const copy = join(directory(), 'copy.raw');
   run('nbdcopy', [uri, copy]);
@@ -102,8 +50,7 @@ function sha256Of(uri: string): string {
 
 describePeers(['nbdinfo', 'nbdcopy', 'qemu-img', 'python3-libnbd'], 'qcow2 serve', () => {
   it('serves the disk, its partitions and its snapshots', async () => {
-    const { announcement } = await serve('--socket', 'nbd.sock', DEMO);
-    const { uri, exports } = announcement;
+    const { uri, exports } = await serve('--socket', 'nbd.sock', DEMO);
     expect(uri).toBe(`nbd+unix:///?socket=${directory()}/nbd.sock`);
     expect(exports.map(({ name }) => name)).toEqual([
       'demo',
@@ -128,47 +75,42 @@ describePeers(['nbdinfo', 'nbdcopy', 'qemu-img', 'python3-libnbd'], 'qcow2 serve
   });
 
   it('serves a partition as the bytes of the disk where it lies', async () => {
-    const { announcement } = await serve('--socket', 's', '--partition', '2', DEMO);
+    const server = await serve('--socket', 's', '--partition', '2', DEMO);
     const whole = await serve('--socket', 'whole', DEMO);
-    const expected = whole.announcement.exports.find(({ name }) => name === 'demo/2')!;
-    expect(announcement.exports.map(({ name }) => name)).toEqual(['demo']);
-    expect(announcement.exports[0]!.size).toBe(expected.size);
-    expect(sha256Of(announcement.uri)).toBe(sha256Of(expected.uri));
+    const expected = whole.exports.find(({ name }) => name === 'demo/2')!;
+    expect(server.exports.map(({ name }) => name)).toEqual(['demo']);
+    expect(server.exports[0]!.size).toBe(expected.size);
+    expect(sha256Of(server.uri)).toBe(sha256Of(expected.uri));
   });
 
   it('serves a snapshot in place of the disk, under a name and description', async () => {
     const name = ['--name', 'before', '--description', 'as installed'];
-    const { announcement } = await serve('-k', 's', '--snapshot', 'installed', ...name, DEMO);
-    expect(announcement.exports.map((item) => item.name)).toEqual([
-      'before',
-      'before/1',
-      'before/2',
-    ]);
-    expect(run('nbdinfo', ['--json', announcement.uri])).toContain('as installed');
-    expect(sha256Of(announcement.uri)).toBe(snapshots[0]!.sha256);
+    const server = await serve('-k', 's', '--snapshot', 'installed', ...name, DEMO);
+    expect(server.exports.map((item) => item.name)).toEqual(['before', 'before/1', 'before/2']);
+    expect(run('nbdinfo', ['--json', server.uri])).toContain('as installed');
+    expect(sha256Of(server.uri)).toBe(snapshots[0]!.sha256);
   });
 
   it('serves several images; the first is the default', async () => {
     const raw = rawDisk('data.raw', 1024 * 1024);
-    const { announcement } = await serve('--socket', 's', '-f', 'raw', raw, DEMO);
-    expect(announcement.exports.map(({ name }) => name)).toEqual(['data', 'demo']);
-    expect(run('nbdinfo', ['--size', announcement.uri])).toBe(`${1024 * 1024}\n`);
+    const server = await serve('--socket', 's', '-f', 'raw', raw, DEMO);
+    expect(server.exports.map(({ name }) => name)).toEqual(['data', 'demo']);
+    expect(run('nbdinfo', ['--size', server.uri])).toBe(`${1024 * 1024}\n`);
   });
 
   it('listens on TCP, and on the address that it is told', async () => {
-    const { announcement } = await serve('--port=0', '--bind=127.0.0.1', DEMO);
-    expect(announcement.uri).toMatch(/^nbd:\/\/127\.0\.0\.1:\d+\/$/);
-    expect(sha256Of(announcement.uri)).toBe(sha256);
+    const server = await serve('--port=0', '--bind=127.0.0.1', DEMO);
+    expect(server.uri).toMatch(/^nbd:\/\/127\.0\.0\.1:\d+\/$/);
+    expect(sha256Of(server.uri)).toBe(sha256);
   });
 
   it('says for people where the exports are', async () => {
     const child = spawn(process.execPath, [CLI, 'serve', '--socket', 's', DEMO], {
       cwd: directory(),
     });
-    running.push(child);
     let stdout = '';
     child.stdout.on('data', (chunk: Buffer) => (stdout += chunk.toString()));
-    await until(() => stdout.includes('Stop with'));
+    await until(() => stdout.includes('Stop with')).finally(() => child.kill());
     const uri = `nbd+unix:///?socket=${directory()}/s`;
     expect(stdout.split('\n').slice(0, 2)).toEqual([
       `Serving for reading at ${uri}`,
@@ -186,9 +128,9 @@ describePeers(['nbdinfo', 'nbdcopy', 'qemu-img', 'python3-libnbd'], 'qcow2 serve
 
   it.each(['SIGTERM', 'SIGINT', 'SIGHUP'] as const)('ends well on %s', async (signal) => {
     const pidFile = join(directory(), 'pid');
-    const { child, announcement, ended } = await serve('--socket=s', `--pid-file=${pidFile}`, DEMO);
-    expect(readFileSync(pidFile, 'utf8')).toBe(`${announcement.pid}\n`);
-    expect(announcement.pid).toBe(child.pid);
+    const { child, pid, ended } = await serve('--socket=s', `--pid-file=${pidFile}`, DEMO);
+    expect(readFileSync(pidFile, 'utf8')).toBe(`${pid}\n`);
+    expect(pid).toBe(child.pid);
     child.kill(signal);
     expect(await ended).toBe(0);
     expect(existsSync(join(directory(), 's'))).toBe(false);
@@ -197,9 +139,9 @@ describePeers(['nbdinfo', 'nbdcopy', 'qemu-img', 'python3-libnbd'], 'qcow2 serve
 
   it('ends within seconds in the middle of a transfer', async () => {
     const raw = rawDisk('large.raw', 2 ** 36);
-    const { child, announcement, ended } = await serve('--socket=s', '-f', 'raw', raw);
+    const { child, uri, ended } = await serve('--socket=s', '-f', 'raw', raw);
     // nbdcopy would leave out the holes, and be done at once.
-    const script = `import nbd; h = nbd.NBD(); h.connect_uri('${announcement.uri}')
+    const script = `import nbd; h = nbd.NBD(); h.connect_uri('${uri}')
 while True: h.pread(${32 * 1024 * 1024}, 0)`;
     const copy = spawn(SYSTEM_PYTHON, ['-c', script], { stdio: 'ignore' });
     const copyEnded = new Promise((resolve) => copy.on('close', resolve));
@@ -218,20 +160,20 @@ while True: h.pread(${32 * 1024 * 1024}, 0)`;
     await first.ended;
     expect(existsSync(join(directory(), 's'))).toBe(true);
     const second = await serve('--socket=s', DEMO);
-    expect(run('nbdinfo', ['--size', second.announcement.uri])).toBe(`${64 * 1024 * 1024}\n`);
+    expect(run('nbdinfo', ['--size', second.uri])).toBe(`${64 * 1024 * 1024}\n`);
   });
 
   it('tells who comes and goes, when asked', async () => {
-    const { announcement, stderr } = await serve('--socket=s', '--verbose', DEMO);
-    run('nbdinfo', ['--size', announcement.uri]);
+    const { uri, stderr } = await serve('--socket=s', '--verbose', DEMO);
+    run('nbdinfo', ['--size', uri]);
     await until(() => stderr().includes('disconnected'));
     expect(stderr()).toContain("qcow2: client 1: uses export 'demo'\n");
   });
 
   it('turns clients away above --max-clients', async () => {
-    const { announcement, stderr } = await serve('--socket=s', '--max-clients=1', DEMO);
+    const { uri, stderr } = await serve('--socket=s', '--max-clients=1', DEMO);
     // nbdcopy opens four connections where it may.
-    const { exitCode } = tryRun('nbdcopy', ['--connections=4', announcement.uri, 'null:']);
+    const { exitCode } = tryRun('nbdcopy', ['--connections=4', uri, 'null:']);
     expect(exitCode).not.toBe(0);
     await until(() => stderr().includes('client turned away: 1 are connected already'));
   });

@@ -5,33 +5,11 @@
  *     node test/stress/run.mjs --round 123456          one round again
  *     node test/stress/run.mjs --mounts 200            many mounts at once
  *
- * Bundles the program (main.ts), which Node cannot run as it is, into one file. The command must
- * have been built.
+ * The command must have been built.
  */
 
-import { mkdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { pathToFileURL } from 'node:url';
-import { build } from 'esbuild';
+import { importBundled } from '../support/bundled.mjs';
 
-// Inside the repository, where packages are found that are loaded when they are needed.
-const directory = join(import.meta.dirname, '../.cache');
-mkdirSync(directory, { recursive: true });
-const outfile = join(directory, `stress-${process.pid}.mjs`);
-let program;
-try {
-  await build({
-    entryPoints: [join(import.meta.dirname, 'main.ts')],
-    outfile,
-    bundle: true,
-    platform: 'node',
-    format: 'esm',
-    target: 'node20',
-    packages: 'external',
-    logLevel: 'warning',
-  });
-  program = await import(pathToFileURL(outfile).href);
-} finally {
-  rmSync(outfile, { force: true });
-}
+const program = await importBundled(join(import.meta.dirname, 'main.ts'));
 process.exitCode = await program.main(process.argv.slice(2));

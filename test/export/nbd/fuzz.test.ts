@@ -7,6 +7,7 @@ import { MemoryDevice } from '../../../src/device/memory.ts';
 import { serveNbd } from '../../../src/export/nbd/server.ts';
 import type { NbdServer } from '../../../src/export/nbd/server.ts';
 import { TestClient } from './client.ts';
+import { Random } from '../../support/random.ts';
 import {
   be,
   clientFlags,
@@ -48,17 +49,6 @@ afterAll(async () => {
   await server.close({ graceMs: 100 });
   rmSync(directory, { recursive: true });
 });
-
-/** Integers below a bound, the same ones for the same seed (xorshift). */
-function generator(seed: number): (bound: number) => number {
-  let state = seed | 1;
-  return (bound) => {
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state ^= state << 5;
-    return (state >>> 0) % bound;
-  };
-}
 
 const INTERESTING = [0, 1, 0x7f, 0x80, 0xff, 0xffff, 0x7fffffff, 0x80000000, 0xffffffff, 32 * MiB];
 
@@ -133,7 +123,8 @@ function mutate(parts: readonly Buffer[], random: (bound: number) => number): Bu
 }
 
 it(`survives ${SESSIONS} broken clients (seed ${SEED})`, { timeout: 120_000 }, async () => {
-  const random = generator(SEED);
+  const numbers = new Random(SEED);
+  const random = (bound: number): number => numbers.below(bound);
   const witness = await TestClient.open({ path }, 'disk');
   const before = process.memoryUsage.rss();
   let mostMemory = 0;

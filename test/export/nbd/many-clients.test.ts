@@ -12,6 +12,7 @@ import { serveNbd } from '../../../src/export/nbd/server.ts';
 import { checkImage } from '../../../src/operations/check.ts';
 import { createImage } from '../../../src/operations/create.ts';
 import { temporaryDirectory } from '../../support/temp.ts';
+import { Random } from '../../support/random.ts';
 import { TestClient } from './client.ts';
 import { CMD, FLAG, request } from './wire.ts';
 
@@ -19,17 +20,6 @@ const CLIENTS = Number(process.env['NBD_CLIENTS'] ?? 40);
 const SECONDS = Number(process.env['NBD_SECONDS'] ?? 2);
 const SEED = Number(process.env['NBD_SEED'] ?? 20_261_123);
 const PART = 1024 * 1024;
-
-/** Numbers below a bound, the same ones for the same seed (xorshift). */
-function generator(seed: number): (bound: number) => number {
-  let state = seed | 1;
-  return (bound) => {
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state ^= state << 5;
-    return (state >>> 0) % bound;
-  };
-}
 
 it(
   `serves ${CLIENTS} clients at once (seed ${SEED})`,
@@ -46,7 +36,8 @@ it(
 
     /** Writes, zeroes and reads a part, and holds what it reads against what it wrote. */
     async function work(index: number): Promise<Buffer> {
-      const random = generator(SEED + index * 7919);
+      const numbers = new Random(SEED + index * 7919);
+      const random = (bound: number): number => numbers.below(bound);
       const model = Buffer.alloc(PART);
       const start = index * PART;
       const client = await TestClient.open({ path: socketPath });
@@ -75,7 +66,8 @@ it(
 
     /** Announces more than it sends, or asks for what it never reads, and goes. */
     async function misbehave(index: number): Promise<void> {
-      const random = generator(SEED ^ (index * 104_729));
+      const numbers = new Random(SEED ^ (index * 104_729));
+      const random = (bound: number): number => numbers.below(bound);
       while (Date.now() < end) {
         const client = await TestClient.open({ path: socketPath });
         client.socket.pause();

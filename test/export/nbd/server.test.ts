@@ -12,6 +12,7 @@ import { serveNbd } from '../../../src/export/nbd/server.ts';
 import type { NbdAddress, NbdServer } from '../../../src/export/nbd/server.ts';
 import type { NbdExport } from '../../../src/export/nbd/exports.ts';
 import type { NbdServerOptions } from '../../../src/export/nbd/server.ts';
+import { until } from '../../support/until.ts';
 import { TestClient } from './client.ts';
 import {
   be,
@@ -58,14 +59,6 @@ async function start(
   });
   servers.push(server);
   return server;
-}
-
-/** Waits until something is so; fails the test if it does not come about. */
-async function until(condition: () => boolean): Promise<void> {
-  for (let tries = 0; !condition(); tries++) {
-    if (tries > 500) throw new Error('it did not happen within 5 seconds');
-    await sleep(10);
-  }
 }
 
 describe('a client', () => {
