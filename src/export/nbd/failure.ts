@@ -19,6 +19,10 @@ export const Failures = {
   tooLong: { code: NbdError.NBD_EINVAL, text: 'more than the 32 MiB of a request' },
   unknownCommand: { code: NbdError.NBD_EINVAL, text: 'no such command' },
   badPayload: { code: NbdError.NBD_EINVAL, text: 'this command takes no such payload' },
+  badFilter: {
+    code: NbdError.NBD_EINVAL,
+    text: 'the payload does not name contexts that were agreed on, each once',
+  },
   badFlush: { code: NbdError.NBD_EINVAL, text: 'a flush has neither offset nor length' },
   noContexts: { code: NbdError.NBD_EINVAL, text: 'no metadata context was negotiated' },
   nothing: { code: NbdError.NBD_EINVAL, text: 'a length of 0' },

@@ -44,15 +44,18 @@ const MAX_SKIPPED_BYTES = NBD_MAX_PAYLOAD;
 /** Options in one handshake: far above what any client sends, and an end to those that loop. */
 const MAX_OPTIONS = 10_000;
 
-/** What can be done with an export, by a client that agreed on these headers. */
-function transmissionFlags({ isWritable }: OpenExport, style: HeaderStyle): number {
+/** What can be done with an export, by a client that agreed on these headers and contexts. */
+function transmissionFlags({ used: { isWritable }, style, contexts }: Agreement): number {
   const reading =
     TransmissionFlag.NBD_FLAG_HAS_FLAGS |
     TransmissionFlag.NBD_FLAG_SEND_FLUSH |
     // All connections share one device: each sees at once what another wrote, and flushes it.
     TransmissionFlag.NBD_FLAG_CAN_MULTI_CONN |
     TransmissionFlag.NBD_FLAG_SEND_CACHE |
-    (style === 'simple' ? 0 : TransmissionFlag.NBD_FLAG_SEND_DF);
+    (style === 'simple' ? 0 : TransmissionFlag.NBD_FLAG_SEND_DF) |
+    (style === 'extended' && contexts.length > 0
+      ? TransmissionFlag.NBD_FLAG_BLOCK_STAT_PAYLOAD
+      : 0);
   const writing =
     TransmissionFlag.NBD_FLAG_SEND_FUA |
     TransmissionFlag.NBD_FLAG_SEND_TRIM |
@@ -206,9 +209,10 @@ export class Handshake {
     }
     if (used === undefined) return close(`there is no export ${shown(name)}`);
     const noZeroes = ((this.#clientFlags ?? 0) & ClientFlag.NBD_FLAG_C_NO_ZEROES) !== 0;
-    const flags = transmissionFlags(used, this.#style);
+    const agreement = this.#agreementOn(used);
+    const flags = transmissionFlags(agreement);
     const reply = encodeExportNameReply(used.device.size, flags, { zeroes: !noZeroes });
-    return { next: 'transmission', consumed, reply, ...this.#agreementOn(used) };
+    return { next: 'transmission', consumed, reply, ...agreement };
   }
 
   #agreementOn(used: OpenExport): Agreement {
@@ -308,9 +312,10 @@ export class Handshake {
       const problem = `there is no export ${shown(name)}`;
       return refuse(option, consumed, Reply.NBD_REP_ERR_UNKNOWN, problem);
     }
-    const reply = encodeInfoReplies(option, used, { kinds: request.kinds, style: this.#style });
+    const agreement = this.#agreementOn(used);
+    const reply = encodeInfoReplies(option, agreement, request.kinds);
     if (option === Option.NBD_OPT_GO) {
-      return { next: 'transmission', consumed, reply, ...this.#agreementOn(used) };
+      return { next: 'transmission', consumed, reply, ...agreement };
     }
     this.#exports.release(used);
     return { next: 'continue', consumed, reply };
@@ -322,10 +327,11 @@ const ACK = Reply.NBD_REP_ACK;
 /** The `NBD_REP_INFO` messages for an export, and the acknowledgement. */
 function encodeInfoReplies(
   option: number,
-  used: OpenExport,
-  { kinds, style }: { kinds: readonly number[]; style: HeaderStyle },
+  agreement: Agreement,
+  kinds: readonly number[],
 ): Uint8Array {
-  const infos = [encodeInfoExport(used.device.size, transmissionFlags(used, style))];
+  const { used } = agreement;
+  const infos = [encodeInfoExport(used.device.size, transmissionFlags(agreement))];
   // Each kind once, however often the client asks.
   const wanted = new Set(kinds);
   if (wanted.has(Info.NBD_INFO_NAME)) {

@@ -18,6 +18,7 @@ import { failureOf, Failures } from './failure.ts';
 import type { Failure } from './failure.ts';
 import { HeaderSize, NBD_EXTENDED_REQUEST_MAGIC, NBD_REQUEST_MAGIC, Request } from './headers.ts';
 import type { HeaderStyle } from './headers.ts';
+import { IncomingFilter } from './incoming-filter.ts';
 import { IncomingWrite } from './incoming-write.ts';
 import type { MetaContext } from './meta-contexts.ts';
 import { Command, CommandFlag, NBD_MAX_PAYLOAD } from './protocol.ts';
@@ -94,7 +95,7 @@ export class Transmission {
   /** Flags that any command may have. */
   readonly #commonFlags: number;
   /** A request whose payload is still arriving. */
-  #incoming: IncomingWrite | undefined;
+  #incoming: IncomingWrite | IncomingFilter | undefined;
   /** Requests that are being worked on a piece at a time, oldest first. */
   readonly #tasks: RangeTask[] = [];
   #isLeaving = false;
@@ -274,7 +275,7 @@ export class Transmission {
   }
 
   /** Takes payload from the input; false if more of it is to come. */
-  #receive(incoming: IncomingWrite, input: Uint8Array): boolean {
+  #receive(incoming: IncomingWrite | IncomingFilter, input: Uint8Array): boolean {
     this.position += incoming.take(input.subarray(this.position));
     const { receive } = this.#context;
     while (receive !== undefined && incoming.remaining > 0 && this.position === input.length) {
@@ -285,6 +286,12 @@ export class Transmission {
     const { request, failure } = incoming;
     if (failure !== undefined) {
       this.#replies.error(request, failure);
+      return true;
+    }
+    if (incoming instanceof IncomingFilter) {
+      const contexts = incoming.select();
+      if (contexts === undefined) this.#replies.error(request, incoming.failure!);
+      else this.#answerBlockStatus(request, contexts);
       return true;
     }
     try {
@@ -340,21 +347,24 @@ export class Transmission {
   }
 
   #blockStatus(request: Request): void {
-    const allowed = this.#commonFlags | NBD_CMD_FLAG_REQ_ONE;
-    let failure = this.#payloadProblem(request);
-    failure ??= this.#problem(request, allowed, Failures.beyondEnd);
+    const { contexts = [] } = this.#context;
+    if (this.#payloadProblem(request) === undefined) this.#answerBlockStatus(request, contexts);
+    else this.#incoming = new IncomingFilter(request, contexts);
+  }
+
+  #answerBlockStatus(request: Request, contexts: readonly MetaContext[]): void {
+    const isFiltered = this.#payloadProblem(request) !== undefined;
+    const allowed =
+      this.#commonFlags | NBD_CMD_FLAG_REQ_ONE | (isFiltered ? NBD_CMD_FLAG_PAYLOAD_LEN : 0);
+    let failure = this.#problem(request, allowed, Failures.beyondEnd);
     if (request.length === 0) failure ??= Failures.nothing;
     if (failure !== undefined) {
-      this.#refuse(request, failure);
+      this.#replies.error(request, failure);
       return;
     }
-    const { contexts = [], onError } = this.#context;
-    answerBlockStatus(request, {
-      device: this.#device,
-      replies: this.#replies,
-      contexts,
-      onError,
-    });
+    const { onError } = this.#context;
+    const device = this.#device;
+    answerBlockStatus(request, { device, replies: this.#replies, contexts, onError });
   }
 
   /** What is wrong with the flags or the range of a request. */

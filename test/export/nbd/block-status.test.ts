@@ -7,7 +7,7 @@ import { metaContextsOf } from '../../../src/export/nbd/meta-contexts.ts';
 import type { MetaContext } from '../../../src/export/nbd/meta-contexts.ts';
 import { BufferPool } from '../../../src/export/nbd/reply-writer.ts';
 import { talk } from './session.ts';
-import { CHUNK, chunksOf, CMD, EINVAL, EIO, extendedRequest, FLAG, request } from './wire.ts';
+import { be, CHUNK, chunksOf, CMD, EINVAL, EIO, extendedRequest, FLAG, request } from './wire.ts';
 import type { Chunk, RequestFields } from './wire.ts';
 
 const GiB = 2 ** 30;
@@ -184,5 +184,96 @@ describe('NBD_CMD_BLOCK_STATUS', () => {
     }
     const [chunk] = ask({ length: 512 }, { device: new Broken(Buffer.alloc(512)) });
     expect(chunk!.payload.readUInt32BE(0)).toBe(EIO);
+  });
+});
+
+describe('NBD_CMD_BLOCK_STATUS with a payload', () => {
+  const device = new Patterned(1_000_000);
+  const NEXT = extendedRequest({ type: CMD.FLUSH, cookie: 99n });
+
+  /** A request for the status of `length` bytes, with whatever payload. */
+  function filtered(payload: Buffer, fields: Omit<RequestFields, 'type'> = {}): Buffer {
+    const { flags = 0, ...rest } = fields;
+    const header = { type: CMD.BLOCK_STATUS, ...rest, flags: flags | FLAG.PAYLOAD_LEN };
+    return Buffer.concat([extendedRequest({ ...header, length: payload.length }), payload]);
+  }
+
+  function payload(length: number | bigint, ...ids: number[]): Buffer {
+    return be([64, length], ...ids.map((id) => [32, id] as const));
+  }
+
+  /** The chunks of the reply; the request behind it has to be answered too. */
+  function answer(bytes: Buffer, contexts: readonly MetaContext[] = ALL, chunkBytes = 4096) {
+    const all = Buffer.concat([bytes, NEXT]);
+    const pieces: Buffer[] = [];
+    for (let at = 0; at < all.length; at += chunkBytes) {
+      pieces.push(all.subarray(at, at + chunkBytes));
+    }
+    const { sent } = talk(pieces, device, new BufferPool(), { style: 'extended', contexts });
+    const chunks = chunksOf(sent) as Chunk[];
+    expect(chunks.pop()).toMatchObject({ type: CHUNK.NONE, cookie: 99n });
+    return chunks;
+  }
+
+  it.each([4096, 1, 37])('answers for the contexts that it names (%i bytes at a time)', (size) => {
+    const chunks = answer(filtered(payload(1000, 3, 1), { offset: 100 }), ALL, size);
+    expect(chunks.map(({ isLast }) => isLast)).toEqual([false, true]);
+    expect(chunks.map(({ requestOffset }) => requestOffset)).toEqual([100n, 100n]);
+    expect(chunks.map(decode)).toEqual([
+      {
+        id: 3,
+        extents: [
+          [50, 1],
+          [50, 0],
+          [900, 1],
+        ],
+      },
+      {
+        id: 1,
+        extents: [
+          [924, 0],
+          [76, 2],
+        ],
+      },
+    ]);
+  });
+
+  it('takes REQ_ONE, and as long a range as there is', () => {
+    const chunks = answer(filtered(payload(1_000_000, 3), { flags: FLAG.REQ_ONE }));
+    expect(chunks.map(decode)).toEqual([{ id: 3, extents: [[100, 0]] }]);
+  });
+
+  it.each<[string, Buffer, Omit<RequestFields, 'type'>, readonly MetaContext[]]>([
+    ['a context twice', payload(512, 1, 1), {}, ALL],
+    ['a context that there is not', payload(512, 1, 9), {}, ALL],
+    ['a context that was not agreed on', payload(512, 2), {}, allocation!],
+    ['no context', payload(512), {}, ALL],
+    ['more contexts than there are', payload(512, 1, 2, 3, 1), {}, ALL],
+    ['half a context', payload(512, 1, 2).subarray(0, 14), {}, ALL],
+    ['no whole length', payload(512).subarray(0, 4), {}, ALL],
+    ['nothing at all', Buffer.alloc(0), {}, ALL],
+    ['a context though none was agreed on', payload(512, 1), {}, []],
+    ['a length of 0', payload(0, 1), {}, ALL],
+    ['what is beyond the end', payload(2, 1), { offset: 999_999 }, ALL],
+    ['what is far beyond the end', payload(2n ** 64n - 1n, 1), { offset: 1 }, ALL],
+    ['a flag that it does not take', payload(512, 1), { flags: FLAG.DF }, ALL],
+    ['a megabyte', Buffer.alloc(2 ** 20, NEXT), {}, ALL],
+  ])('refuses %s, and goes on behind it', (_, bytes, fields, contexts) => {
+    const chunks = answer(filtered(bytes, fields), contexts, 2 ** 16);
+    expect(chunks).toMatchObject([{ type: CHUNK.ERROR, isLast: true, cookie: 7n }]);
+    expect(chunks[0]!.payload.readUInt32BE(0)).toBe(EINVAL);
+  });
+
+  it('of more than 32 MiB ends the connection', () => {
+    const header = { type: CMD.BLOCK_STATUS, flags: FLAG.PAYLOAD_LEN, length: 2 ** 25 + 1 };
+    const agreed = { style: 'extended', contexts: ALL } as const;
+    const { result } = talk([extendedRequest(header)], device, new BufferPool(), agreed);
+    expect(result).toBe('violation');
+  });
+
+  it('is no payload where headers are not extended', () => {
+    const [chunk] = ask({ length: 12, flags: FLAG.PAYLOAD_LEN });
+    expect(chunk).toMatchObject({ type: CHUNK.ERROR, isLast: true });
+    expect(chunk!.payload.readUInt32BE(0)).toBe(EINVAL);
   });
 });

@@ -83,6 +83,13 @@ function validSession(random: (bound: number) => number): Buffer[] {
     const type = random(3) === 0 ? random(9) : CMD.READ;
     const length = random(4) === 0 ? random(4 * MiB) : random(8192);
     const isWrite = type === CMD.WRITE;
+    if (type === CMD.BLOCK_STATUS && style === 2 && random(2) === 0) {
+      const ids = [1, 2, 3, 9].slice(random(4)).map((id) => [32, id] as const);
+      const payload = be([64, random(4 * MiB)], ...ids);
+      const fields = { type, offset: random(4 * MiB), flags: FLAG.PAYLOAD_LEN };
+      parts.push(extendedRequest({ ...fields, length: payload.length }), payload);
+      continue;
+    }
     const flags =
       (random(4) === 0 ? random(64) & ~FLAG.PAYLOAD_LEN : 0) |
       (isWrite && style === 2 ? FLAG.PAYLOAD_LEN : 0);

@@ -60,6 +60,28 @@ describe('NBD_OPT_STRUCTURED_REPLY and NBD_OPT_EXTENDED_HEADERS', () => {
   });
 });
 
+describe('a filter of metadata contexts', () => {
+  /** The transmission flags of the last export that is told of. */
+  function flagsAfter(style: number, queries: readonly string[] | undefined, type: number): number {
+    const name = 'disk';
+    const choice =
+      queries === undefined ? [] : [option(OPT.SET_META_CONTEXT, contextData(name, queries))];
+    const sent = answer(option(style), ...choice, option(type, infoData(name)));
+    const infoAt = sent.indexOf(be([32, type], [32, REP.INFO], [32, 12], [16, 0]));
+    return sent.readUInt16BE(infoAt + 22);
+  }
+  const FILTER = 1 << 12;
+
+  it.each([OPT.INFO, OPT.GO])('can be used where there are some to choose from (%i)', (type) => {
+    const { EXTENDED_HEADERS, STRUCTURED_REPLY } = OPT;
+    const some = ['base:allocation'];
+    expect(flagsAfter(EXTENDED_HEADERS, some, type)).toBe(FLAGS | (1 << 7) | FILTER);
+    expect(flagsAfter(EXTENDED_HEADERS, undefined, type)).toBe(FLAGS | (1 << 7));
+    expect(flagsAfter(EXTENDED_HEADERS, ['no:such'], type)).toBe(FLAGS | (1 << 7));
+    expect(flagsAfter(STRUCTURED_REPLY, some, type)).toBe(FLAGS | (1 << 7));
+  });
+});
+
 describe('metadata contexts', () => {
   const bitmaps = ['one', 'two'].map((name) => ({ name, dirtyRanges: () => [] }));
   const exports: NbdExport[] = [{ ...EXPORTS[0]!, bitmaps }, EXPORTS[1]!];
