@@ -9,10 +9,14 @@
 
 import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';
+import { fetchGuest } from '../tools/fetch-guest.mjs';
 import { installPeers } from '../tools/install-peers.mjs';
 import { prepare, ROOT } from '../tools/prepare.mjs';
 
-if (process.env.QCOW2_INSTALL_PEERS !== '0') installPeers();
+if (process.env.QCOW2_INSTALL_PEERS !== '0') {
+  installPeers();
+  fetchGuest();
+}
 prepare({ types: true });
 
 const vitest = join(ROOT, 'node_modules/vitest/vitest.mjs');

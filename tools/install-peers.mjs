@@ -35,6 +35,8 @@ const PACKAGES = [
   { name: 'genisoimage', program: 'genisoimage' },
   { name: 'ntfs-3g', program: 'mkfs.ntfs' },
   { name: 'squashfs-tools', program: 'mksquashfs' },
+  // Boots machines from served images; brings seabios with it.
+  { name: 'qemu-system-x86', program: 'qemu-system-x86_64' },
 ];
 
 /** Installs what can be installed, and names the rest. */

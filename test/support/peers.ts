@@ -25,13 +25,18 @@ export type Capability =
   /** fuse-native is installed, with an addon for this platform. */
   | 'fuse-native'
   /** The system's Python, {@link SYSTEM_PYTHON}, has libnbd's module. */
-  | 'python3-libnbd';
+  | 'python3-libnbd'
+  /** What a virtual machine boots is in {@link GUEST_DIRECTORY}. */
+  | 'linux-guest';
 
 /** A program's name as it is typed, or a {@link Capability}. */
 export type Peer = Capability | (string & {});
 
 /** The interpreter that the distribution's Python packages are for; another may come first in PATH. */
 export const SYSTEM_PYTHON = '/usr/bin/python3';
+
+/** A kernel, a boot loader and so on, put there by `tools/fetch-guest.mjs`. */
+export const GUEST_DIRECTORY = join(import.meta.dirname, '../.cache/guest');
 
 /** Loading it takes some preparation, which is the channel's business: a test shows whether it works. */
 const FUSE_NATIVE_ADDON = join(
@@ -49,6 +54,7 @@ const CAPABILITIES: Record<Capability, () => boolean> = {
   koffi: () => succeeds(process.execPath, ['-e', 'require("koffi")']),
   'fuse-native': () => existsSync(FUSE_NATIVE_ADDON),
   'python3-libnbd': () => succeeds(SYSTEM_PYTHON, ['-c', 'import nbd']),
+  'linux-guest': () => existsSync(GUEST_DIRECTORY),
 };
 
 const found = new Map<Peer, boolean>();
