@@ -61,6 +61,14 @@ export class BitmapTracker {
     return this.#recording.length > 0 || this.#bitmaps.some(({ needsClearing }) => needsClearing);
   }
 
+  /** A bitmap whose bits can be trusted, in the file or here. */
+  find(name: string): TrackedBitmap | undefined {
+    return this.#bitmaps.find(
+      ({ info, state, needsClearing }) =>
+        info.name === name && state !== 'lost' && (state === 'recording' || !needsClearing),
+    );
+  }
+
   /**
    * Records that a range of the disk is about to change; to be called before it does. The first
    * call returns once the bitmaps are durably marked as in use.

@@ -63,18 +63,33 @@ export function readBitmapDirectory({ header, file }: BitmapSource): BitmapInfo[
   });
 }
 
+/** Bits of a bitmap that the file does not have yet, by clusters of them. */
+export interface UnsavedBits {
+  /**
+   * Fills `target` with a cluster of bits, if it is not as in the file.
+   * @returns `ones` if all of them are set, `bits` if they are in `target`, undefined if the file has
+   * them
+   */
+  loadUnsaved(index: number, target: Uint8Array): 'ones' | 'bits' | undefined;
+}
+
+/** Which part of a bitmap is read, and what of it is not in the file. */
+export interface DirtyRangeOptions {
+  /** Bytes that the bitmap covers. */
+  diskSize: number;
+  /** Runs that end before it may be left out, and the one around it cut short (default 0). */
+  from?: number | undefined;
+  unsaved?: UnsavedBits | undefined;
+}
+
 /**
  * The runs of the disk that a bitmap marks as dirty, in order, neighbours merged.
- *
- * @param diskSize bytes that the bitmap covers
- * @param from runs that end before it may be left out, and the one around it cut short
  * @throws {Qcow2Error} `CORRUPT`, `TOO_LARGE` or `TRUNCATED`
  */
 export function* dirtyRanges(
   source: BitmapSource,
   bitmap: BitmapEntry,
-  diskSize: number,
-  from = 0,
+  { diskSize, from = 0, unsaved }: DirtyRangeOptions,
 ): Generator<DirtyRange> {
   const bitCount = Math.ceil(diskSize / bitmap.granularity);
   const table = readBitmapTable(source, bitmap, bitCount);
@@ -91,7 +106,11 @@ export function* dirtyRanges(
   for (let index = firstIndex; index * bitsPerCluster < bitCount; index++) {
     const base = index * bitsPerCluster;
     const end = Math.min(base + bitsPerCluster, bitCount);
-    const uniform = loadBitmapCluster(source, table, index, cluster);
+    const fresh = unsaved?.loadUnsaved(index, cluster);
+    const uniform =
+      fresh === undefined
+        ? loadBitmapCluster(source, table, index, cluster)
+        : fresh === 'ones' || undefined;
     if (uniform !== undefined) {
       if (uniform && runStart < 0) runStart = base;
       if (!uniform && runStart >= 0) yield rangeTo(base);

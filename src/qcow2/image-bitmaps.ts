@@ -7,7 +7,7 @@ import { defaultGranularity } from './bitmap-changes.ts';
 import type { BitmapChange, NewBitmap } from './bitmap-changes.ts';
 import { BitmapTable } from './bitmap-table.ts';
 import { dirtyRanges, readBitmapDirectory } from './bitmaps.ts';
-import type { BitmapInfo, DirtyRange } from './bitmaps.ts';
+import type { BitmapInfo, DirtyRange, UnsavedBits } from './bitmaps.ts';
 import { GuestDisk } from './guest-disk.ts';
 import type { ImageWriter } from './image-writer.ts';
 
@@ -67,12 +67,18 @@ export abstract class DiskWithBitmaps extends GuestDisk {
   }
 
   /**
-   * The runs of the disk that a bitmap marks, in order, neighbours merged.
+   * The runs of the disk that a bitmap marks, in order, neighbours merged. Of one that records
+   * changes, as they are when a run is looked for.
    *
    * @param from runs that end before it may be left out, and the one around it cut short
    * @throws {Qcow2Error} `NOT_FOUND`; `CORRUPT` if it is inconsistent or damaged
    */
   *dirtyRanges(bitmapName: string, from = 0): Generator<DirtyRange> {
+    const tracked = this.writer?.trackedBitmap(bitmapName);
+    if (tracked !== undefined) {
+      yield* this.#rangesOf(tracked.info, from, tracked);
+      return;
+    }
     const bitmap = this.bitmaps.find(({ name }) => name === bitmapName);
     if (bitmap === undefined) {
       throw new Qcow2Error('NOT_FOUND', `there is no bitmap '${bitmapName}'`, { file: this.path });
@@ -84,8 +90,12 @@ export abstract class DiskWithBitmaps extends GuestDisk {
         offset: bitmap.offset,
       });
     }
+    yield* this.#rangesOf(bitmap, from);
+  }
+
+  *#rangesOf(bitmap: BitmapInfo, from: number, unsaved?: UnsavedBits): Generator<DirtyRange> {
     try {
-      yield* dirtyRanges(this, bitmap, this.size, from);
+      yield* dirtyRanges(this, bitmap, { diskSize: this.size, from, unsaved });
     } catch (error) {
       throw error instanceof Qcow2Error ? error.inFile(this.path) : error;
     }

@@ -37,6 +37,7 @@ import { emptyDisk, resizeDisk } from './resizer.ts';
 import { applySnapshot, createSnapshot, deleteSnapshot } from './snapshot-writer.ts';
 import { measureSnapshotTable, readSnapshotTable } from './snapshots.ts';
 import type { TableCache } from './table-cache.ts';
+import type { TrackedBitmap } from './tracked-bitmap.ts';
 import type { DiskReader, EngineSteps, WriteContext } from './write-context.ts';
 import { ZeroWriter } from './zero-writer.ts';
 import type { ZeroOptions } from './zero-writer.ts';
@@ -263,6 +264,11 @@ export class ImageWriter {
       this.abandon();
       if (tells) throw error;
     }
+  }
+
+  /** A bitmap that can be read as it is now, without bringing it to the file first. */
+  trackedBitmap(name: string): TrackedBitmap | undefined {
+    return this.#engine?.bitmaps?.find(name);
   }
 
   /** Brings the bitmaps to the file, so that they can be read from there. */

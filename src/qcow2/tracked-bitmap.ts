@@ -16,7 +16,7 @@ import { assert } from '../util/assert.ts';
 import { alignUp, writeU32, writeU64 } from '../util/bytes.ts';
 import { setBits } from './bitmap-table.ts';
 import { decodeBitmapPlace, readBitmapCluster } from './bitmaps.ts';
-import type { BitmapInfo } from './bitmaps.ts';
+import type { BitmapInfo, UnsavedBits } from './bitmaps.ts';
 
 /** The host clusters of the image, as bitmaps need them. */
 export interface BitmapSpace {
@@ -54,7 +54,7 @@ interface LoadedCluster {
 }
 
 /** The bits of one bitmap: see the head of this file. */
-export class TrackedBitmap {
+export class TrackedBitmap implements UnsavedBits {
   /** As the directory has it; table and flags change with it. */
   readonly info: BitmapInfo;
   /**
@@ -117,6 +117,19 @@ export class TrackedBitmap {
       }
       bit = clusterEnd;
     }
+  }
+
+  loadUnsaved(index: number, target: Uint8Array): 'ones' | 'bits' | undefined {
+    const known = this.#loaded.get(index);
+    if (known !== undefined) {
+      if (known.bits === undefined) return 'ones';
+      target.set(known.bits);
+      return 'bits';
+    }
+    const place = this.#newPlaces.get(index);
+    if (place === undefined) return undefined;
+    readBitmapCluster(this.#parts, place, target);
+    return 'bits';
   }
 
   /**

@@ -194,7 +194,11 @@ describe('qcow2 serve with wrong arguments', () => {
     [['--rw', '--temp', DEMO], '--rw and --temp cannot be used together'],
     [['--temp', '--overlay=o', DEMO], '--temp and --overlay cannot be used together'],
     [['--rw', '--snapshot=1', DEMO], 'snapshots can only be read'],
-    [['--rw', '--bitmap=b', DEMO], 'bitmaps are served only where the image is not written'],
+    [
+      ['--temp', '--bitmap=b', DEMO],
+      'bitmaps of an image do not know what is written to an overlay',
+    ],
+    [['--overlay=o', '--bitmap=b', DEMO], 'bitmaps of an image do not know what is written'],
     [['--bitmap=none', DEMO], "there is no bitmap 'none'"],
     [['--temp', '--force-share', DEMO], 'not with force-share'],
     [[], 'expected IMAGE…'],

@@ -31,7 +31,13 @@ function makeImage(size: string, clusterSize = '4k'): string {
 /** What our reader says that a bitmap marks. */
 function dirty({ file, header }: OpenBitmaps, name: string): DirtyRange[] {
   const bitmap = readBitmapDirectory({ header, file }).find((one) => one.name === name)!;
-  return [...dirtyRanges({ header, file }, bitmap, header.size)];
+  return [...dirtyRanges({ header, file }, bitmap, { diskSize: header.size })];
+}
+
+/** What a bitmap marks now, whatever of it is in the file. */
+function dirtyNow({ file, header, tracker }: OpenBitmaps, name: string): DirtyRange[] {
+  const unsaved = tracker.find(name)!;
+  return [...dirtyRanges({ header, file }, unsaved.info, { diskSize: header.size, unsaved })];
 }
 
 /** The bits of a bitmap of granularity 4 KiB. */
@@ -320,6 +326,10 @@ describePeers(['qemu-img', 'qemu-nbd', 'nbdinfo'], 'bitmaps of a disk that is re
               const end = length === 0 ? 0 : Math.ceil((offset + length) / 4096);
               for (let bit = Math.floor(offset / 4096); bit < end; bit++) bits.add(bit);
             }
+            const writes = image.file.log.length;
+            expect(markedBits(dirtyNow(image, 'fine'))).toEqual([...bits].sort((a, b) => a - b));
+            expect(dirtyNow(image, 'disabled')).toEqual([]);
+            expect(image.file.log).toHaveLength(writes);
           }
           image.tracker.store();
           const { size } = decodeHeader(image.file.bytes);

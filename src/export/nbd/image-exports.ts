@@ -39,7 +39,10 @@ export interface ImageExportOptions {
   partition?: number | undefined;
   /** Where writes go (default `nowhere`); not for snapshots. */
   writes?: WriteTarget | undefined;
-  /** Names of persistent bitmaps that clients can ask for; only for images that are not written. */
+  /**
+   * Names of persistent bitmaps that clients can ask for; not where writes go to an overlay, of which
+   * those of the image know nothing.
+   */
   bitmaps?: readonly string[] | undefined;
   /** How the image is opened. */
   open?: OpenImageOptions | undefined;
@@ -127,8 +130,8 @@ async function openFor(
   path: string,
   { writes = 'nowhere', bitmaps = [], open = {} }: ImageExportOptions,
 ): Promise<Image> {
-  if (writes !== 'nowhere' && bitmaps.length > 0) {
-    throw invalid(path, 'bitmaps are served only where the image is not written');
+  if (writes !== 'nowhere' && writes !== 'image' && bitmaps.length > 0) {
+    throw invalid(path, 'bitmaps of an image do not know what is written to an overlay of it');
   }
   if (writes !== 'nowhere' && open.forceShare === true) {
     throw invalid(path, 'an image is written by one alone: not with force-share');
