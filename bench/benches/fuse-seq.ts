@@ -3,6 +3,7 @@
  */
 
 import type { Bench } from '../support/bench.ts';
+import { readWithDd } from '../support/dd.ts';
 import {
   measureExport,
   measureRivalExport,
@@ -18,11 +19,8 @@ export const bench: Bench = {
   async prepare(context) {
     const image = await context.images.data();
     warmPageCache(image);
-    const measure = async (file: string): Promise<number> => {
-      const command = ['dd', `if=${file}`, 'of=/dev/null', 'bs=1M'] as const;
-      const { stderr } = await context.programs.run(command);
-      return transferRate(stderr, context.images.dataBytes);
-    };
+    const measure = (file: string): Promise<number> =>
+      readWithDd(context, file, context.images.dataBytes);
     const thresholds = { atLeast: 3, aim: 4.2 };
     return [
       {
@@ -34,15 +32,3 @@ export const bench: Bench = {
     ];
   },
 };
-
-/**
- * The rate that dd reports, from its own clock.
- *
- * @throws {Error} if it did not copy exactly `expectedBytes`
- */
-export function transferRate(report: string, expectedBytes: number): number {
-  const match = /^(\d+) bytes .*copied, ([\d.e+-]+) s,/m.exec(report);
-  const bytes = Number(match?.[1]);
-  if (bytes !== expectedBytes) throw new Error(`dd copied ${bytes} of ${expectedBytes} bytes`);
-  return bytes / Number(match?.[2]);
-}

@@ -6,9 +6,9 @@
 import { rmSync } from 'node:fs';
 import path from 'node:path';
 import type { Bench, BenchContext, Contender, Rival } from '../support/bench.ts';
+import { transferRate } from '../support/dd.ts';
 import { ourWritableMount, storageDaemonWritableMount } from '../support/exports.ts';
 import type { Exporter } from '../support/exports.ts';
-import { transferRate } from './fuse-seq.ts';
 
 const MEBIBYTE = 1024 * 1024;
 /** Bytes that are written in order, and over which random writes are spread. */

@@ -4,4 +4,4 @@
 
 import { compressedRead } from '../support/compressed-read.ts';
 
-export const bench = compressedRead('zlib', { atLeast: 1.5, aim: 2.5 });
+export const bench = compressedRead('nbd', 'zlib', { atLeast: 1.5, aim: 2.5 });

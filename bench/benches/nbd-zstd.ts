@@ -4,4 +4,4 @@
 
 import { compressedRead } from '../support/compressed-read.ts';
 
-export const bench = compressedRead('zstd', { atLeast: 1, aim: 1.5 });
+export const bench = compressedRead('nbd', 'zstd', { atLeast: 1, aim: 1.5 });

@@ -37,13 +37,24 @@ export interface Comparison {
   unit: Unit;
   ours: Contender;
   rivals: readonly Rival[];
+  /** What the values of this project are held against, where that is not a rival's. */
+  bounds?: Bounds;
+  /** Measured in one pair without a warm-up: it takes minutes, and watches itself meanwhile. */
+  isMeasuredOnce?: boolean;
+}
+
+/** Values that must not be exceeded, in the unit of the comparison. */
+export interface Bounds {
+  atMost: number;
+  aim: number;
 }
 
 /** Unit of the values of a comparison. */
-export type Unit = 'bytes/s' | 'reads/s' | 'writes/s' | 'seconds';
+export type Unit = 'bytes/s' | 'reads/s' | 'writes/s' | 'seconds' | 'bytes';
 
 /** What a comparison's values measure. */
 export function quantityOf(unit: Unit): Quantity {
+  if (unit === 'bytes') return 'size';
   return unit === 'seconds' ? 'time' : 'rate';
 }
 
@@ -73,6 +84,8 @@ export interface BenchContext {
   clients: string;
   /** Length of a time-based measurement, in seconds. */
   seconds: number;
+  /** Length of the reading in the bench `memory`, in seconds. */
+  memorySeconds: number;
 }
 
 /** Name of this project in tables. */

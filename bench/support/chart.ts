@@ -65,7 +65,13 @@ export function drawChart(results: readonly ComparisonResult[], options: ChartOp
       `width="${WIDTH}" height="${height}" aria-labelledby="title">`,
     STYLE,
     `<rect class="page" width="${WIDTH}" height="${height}" rx="8"/>`,
-    text('title', MARGIN, 32, 'Speed against the rival: right of 1x is faster', 'id="title"'),
+    text(
+      'title',
+      MARGIN,
+      32,
+      'Against the rival: right of 1x is faster, or takes less memory',
+      'id="title"',
+    ),
     text('small', MARGIN, 54, options.subtitle),
     ...drawGrid(axis, bottom),
     ...rows.map(({ result, ratio }, index) =>
@@ -98,7 +104,7 @@ function drawRow(axis: Axis, top: number, result: ComparisonResult, ratio: Ratio
     `x="${round(Math.min(from, to))}" y="${middle - BAR_HEIGHT / 2}" ` +
     `width="${round(Math.max(Math.abs(to - from), 1))}" height="${BAR_HEIGHT}"`;
   const [low, high] = [axis.x(summary.minimum), axis.x(summary.maximum)].map(round);
-  const words = [formatSpread(ratio), VERDICT_WORDS[verdict]].filter((word) => word !== '');
+  const words = [formatSpread(summary), VERDICT_WORDS[verdict]].filter((word) => word !== '');
   const noteLeft = WIDTH - MARGIN - NOTE_WIDTH + 16;
   return [
     text('name', MARGIN, middle - 2, result.name),

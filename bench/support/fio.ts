@@ -59,6 +59,33 @@ export async function randomWrites(
 }
 
 /**
+ * Reads a disk at full speed in three ways at once: all of it in order, all of it at random, and
+ * its first `compressedBytes` at random.
+ *
+ * @param options fio options that say what is read, without the dashes
+ * @throws {Error} if fio fails, reports an error, or one of the three reads nothing
+ */
+export async function readInManyWays(
+  context: BenchContext,
+  { options, compressedBytes }: { options: readonly string[]; compressedBytes: number },
+  seconds: number,
+): Promise<void> {
+  const { stdout } = await context.programs.run([
+    'fio',
+    '--time_based',
+    `--runtime=${seconds}`,
+    '--thread',
+    '--norandommap',
+    '--output-format=json',
+    ...options.map((option) => `--${option}`),
+    ...['--name=in-order', '--rw=read', '--bs=1m'],
+    ...['--name=at-random', '--rw=randread', '--bs=64k'],
+    ...['--name=compressed', '--rw=randread', '--bs=64k', `--size=${compressedBytes}`],
+  ]);
+  for (const job of jobsOf(stdout)) requireRate(job, 'read');
+}
+
+/**
  * The rate in fio's JSON report, which messages may precede.
  *
  * @throws {Error} if it holds no job, an error, or no reads
@@ -67,13 +94,24 @@ export function readsPerSecond(report: string): number {
   return rateOf(report, 'read');
 }
 
+/** What is used of a job in fio's report. */
+interface Job {
+  error?: number;
+  read?: { iops?: number };
+  write?: { iops?: number };
+}
+
 function rateOf(report: string, direction: 'read' | 'write'): number {
+  return requireRate(jobsOf(report)[0], direction);
+}
+
+function jobsOf(report: string): Job[] {
   const start = report.search(/^\{/m);
   if (start < 0) throw new Error('fio printed no report');
-  const parsed = JSON.parse(report.slice(start)) as {
-    jobs?: { error?: number; read?: { iops?: number }; write?: { iops?: number } }[];
-  };
-  const job = parsed.jobs?.[0];
+  return (JSON.parse(report.slice(start)) as { jobs?: Job[] }).jobs ?? [];
+}
+
+function requireRate(job: Job | undefined, direction: 'read' | 'write'): number {
   if (job?.error !== 0) throw new Error(`fio reports error ${job?.error ?? '(no job)'}`);
   const rate = job[direction]?.iops ?? 0;
   if (!(rate > 0)) throw new Error(direction === 'read' ? 'fio read nothing' : 'fio wrote nothing');

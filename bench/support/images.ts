@@ -54,7 +54,23 @@ export class ImageStore {
     });
   }
 
-  /** The same with an ext4 filesystem on the whole disk. */
+  /**
+   * An overlay of {@link huge} whose first {@link dataBytes} are compressed, so that reading it takes
+   * every cache: of tables, of two layers, and of decompressed clusters.
+   */
+  hugeAndCompressed(): Promise<string> {
+    return this.#once('huge-top.qcow2', async (image) => {
+      const raw = `${image}.raw`;
+      writeNoise(raw, this.dataBytes, { isHalf: true });
+      const base = ['-b', await this.huge(), '-F', 'qcow2'];
+      await this.#programs.run(['qemu-img', 'create', '-q', '-f', 'qcow2', ...base, image]);
+      const options = ['-n', '-c', '-m', '8', '-W', '-f', 'raw', '-O', 'qcow2'];
+      await this.#programs.run(['qemu-img', 'convert', ...options, raw, image]);
+      rmSync(raw);
+    });
+  }
+
+  /** {@link huge} with an ext4 filesystem on the whole disk. */
   hugeWithFilesystem(): Promise<string> {
     return this.#once('huge-ext4.qcow2', async (image) => {
       const raw = `${image}.raw`;

@@ -2,7 +2,14 @@
  * Measuring a comparison: a warm-up, then rounds in which each contender has its turn.
  */
 
-import { quantityOf, type Comparison, type Contender, type Rival, type Unit } from './bench.ts';
+import {
+  quantityOf,
+  type Bounds,
+  type Comparison,
+  type Contender,
+  type Rival,
+  type Unit,
+} from './bench.ts';
 import { findProgram } from './process.ts';
 import {
   judge,
@@ -37,6 +44,8 @@ export interface RatioResult extends Thresholds {
 export interface ComparisonResult {
   name: string;
   unit: Unit;
+  /** What the values of this project are held against in place of ratios. */
+  bounds?: Bounds;
   /** This project first. */
   contenders: ContenderResult[];
   ratios: RatioResult[];
@@ -56,7 +65,7 @@ export interface Round {
 }
 
 /**
- * Measures a comparison in `pairs` rounds after a warm-up.
+ * Measures a comparison in `pairs` rounds after a warm-up, or once if it is of that kind.
  *
  * @throws {Error} if no rival is installed, or a measurement fails
  */
@@ -72,7 +81,9 @@ export async function measureComparison(
   }
   const contenders = [comparison.ours, ...rivals].map((contender) => new Tally(contender));
   const quantity = quantityOf(comparison.unit);
-  for (let number = 0; number <= pairs; number++) {
+  const { bounds, isMeasuredOnce = false } = comparison;
+  const [first, last] = isMeasuredOnce ? [1, 1] : [0, pairs];
+  for (let number = first; number <= last; number++) {
     for (const contender of contenders) await contender.measure(number === 0);
     const [ours, ...others] = contenders as [Tally, ...Tally[]];
     onRound({
@@ -91,16 +102,24 @@ export async function measureComparison(
     const theirs = others[index]!.values;
     const values = ours.values.map((value, i) => speedRatio(quantity, value, theirs[i]!));
     const summary = summarize(values);
-    const verdict = judge(summary.median, { atLeast, aim });
-    return { rival: name, atLeast, aim, values, summary, verdict };
+    const thresholds = bounds === undefined ? { atLeast, aim } : asRatios(bounds, theirs);
+    const verdict = judge(summary.median, thresholds);
+    return { rival: name, ...thresholds, values, summary, verdict };
   });
   return {
     name: comparison.name,
     unit: comparison.unit,
+    ...(bounds === undefined ? {} : { bounds }),
     contenders: contenders.map((contender) => contender.result()),
     ratios,
     missing: missing.map(({ name }) => name),
   };
+}
+
+/** The ratios to the rival's median at which the bounds are just kept. */
+function asRatios({ atMost, aim }: Bounds, theirs: readonly number[]): Thresholds {
+  const { median } = summarize(theirs);
+  return { atLeast: median / atMost, aim: median / aim };
 }
 
 function isInstalled({ program }: Rival): boolean {

@@ -40,9 +40,18 @@ export function findProgram(program: string): string | undefined {
  * Undefined where the system does not tell (anything but Linux) or the process is gone.
  */
 export function peakRssBytes(pid: number): number | undefined {
+  return statusBytes(pid, 'VmHWM');
+}
+
+/** Memory that a running process has resident now, in bytes; undefined as {@link peakRssBytes}. */
+export function currentRssBytes(pid: number): number | undefined {
+  return statusBytes(pid, 'VmRSS');
+}
+
+function statusBytes(pid: number, field: 'VmHWM' | 'VmRSS'): number | undefined {
   try {
     const status = readFileSync(`/proc/${pid}/status`, 'latin1');
-    const kibibytes = /^VmHWM:\s+(\d+) kB$/m.exec(status)?.[1];
+    const kibibytes = new RegExp(`^${field}:\\s+(\\d+) kB$`, 'm').exec(status)?.[1];
     return kibibytes === undefined ? undefined : Number(kibibytes) * 1024;
   } catch {
     return undefined;

@@ -4,7 +4,7 @@
 
 import type { Unit } from './bench.ts';
 import type { ComparisonResult, RatioResult, Round } from './measure.ts';
-import type { Verdict } from './statistics.ts';
+import type { Summary, Verdict } from './statistics.ts';
 
 /** A value with its unit: `1.21 GB/s`, `34.1k/s`, `52 ms`. */
 export function formatValue(value: number, unit: Unit): string {
@@ -14,6 +14,7 @@ export function formatValue(value: number, unit: Unit): string {
   if (unit === 'reads/s' || unit === 'writes/s') {
     return value >= 1e3 ? `${digits(value / 1e3)}k/s` : `${digits(value)}/s`;
   }
+  if (unit === 'bytes') return formatMemory(value);
   return value >= 1 ? `${digits(value)} s` : `${digits(value * 1e3)} ms`;
 }
 
@@ -34,6 +35,20 @@ export const VERDICT_WORDS: Readonly<Record<Verdict, string>> = {
   below: 'below',
   unjudged: '',
 };
+
+/** Columns that hold thresholds: ratios, or values where those are bounded. */
+function formatThresholds(
+  { unit, bounds }: ComparisonResult,
+  { atLeast, aim }: RatioResult,
+): [atLeast: string, aim: string] {
+  if (bounds !== undefined) {
+    return [`≤ ${formatValue(bounds.atMost, unit)}`, `≤ ${formatValue(bounds.aim, unit)}`];
+  }
+  return [
+    atLeast === undefined ? '' : formatRatio(atLeast),
+    aim === undefined ? '' : formatRatio(aim),
+  ];
+}
 
 /** The line of a round, as in `fuse-seq  pair 3/5  qcow2 1.21 GB/s  …`. */
 export function formatRound({ comparison, number, measured }: Round, pairs: number): string {
@@ -60,8 +75,9 @@ const HEADINGS = [
 
 /** One row of cells a ratio, without the headings. */
 export function tableRows(results: readonly ComparisonResult[]): string[][] {
-  return results.flatMap(({ name, unit, contenders, ratios }) =>
-    ratios.map((ratio) => {
+  return results.flatMap((result) =>
+    result.ratios.map((ratio) => {
+      const { name, unit, contenders } = result;
       const ours = contenders[0]!;
       const theirs = contenders.find((contender) => contender.name === ratio.rival)!;
       const memory = [ours, theirs].map(({ peakRssBytes }) => formatMemory(peakRssBytes) || '?');
@@ -71,9 +87,8 @@ export function tableRows(results: readonly ComparisonResult[]): string[][] {
         formatValue(ours.summary.median, unit),
         formatValue(theirs.summary.median, unit),
         formatRatio(ratio.summary.median),
-        formatSpread(ratio),
-        ratio.atLeast === undefined ? '' : formatRatio(ratio.atLeast),
-        ratio.aim === undefined ? '' : formatRatio(ratio.aim),
+        formatSpread(ratio.summary),
+        ...formatThresholds(result, ratio),
         VERDICT_WORDS[ratio.verdict],
         memory.every((cell) => cell === '?') ? '' : memory.join(' / '),
       ];
@@ -84,14 +99,18 @@ export function tableRows(results: readonly ComparisonResult[]): string[][] {
 /** The table for a terminal, in aligned columns. */
 export function formatTable(results: readonly ComparisonResult[]): string {
   const rows = [[...HEADINGS], ...tableRows(results)];
-  const widths = HEADINGS.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
-  const lines = rows.map((row) =>
+  return `${alignColumns(rows).join('\n')}\n`;
+}
+
+/** Rows of as many cells each as lines in which columns begin one below the other. */
+export function alignColumns(rows: readonly (readonly string[])[]): string[] {
+  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));
+  return rows.map((row) =>
     row
       .map((cell, column) => cell.padEnd(widths[column]!))
       .join('  ')
       .trimEnd(),
   );
-  return `${lines.join('\n')}\n`;
 }
 
 /** The table in Markdown. */
@@ -101,7 +120,7 @@ export function formatMarkdown(results: readonly ComparisonResult[]): string {
 }
 
 /** Lowest and highest ratio. */
-export function formatSpread({ summary: { minimum, maximum } }: RatioResult): string {
+export function formatSpread({ minimum, maximum }: Summary): string {
   return `${digits(minimum)}–${digits(maximum)}`;
 }
 

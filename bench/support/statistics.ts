@@ -5,8 +5,8 @@
  * machine was doing at the time weighs on both. The median of those ratios is the result.
  */
 
-/** Whether more is better (bytes or operations a second) or less is (seconds). */
-export type Quantity = 'rate' | 'time';
+/** Whether more is better (bytes or operations a second) or less is (seconds, bytes of memory). */
+export type Quantity = 'rate' | 'time' | 'size';
 
 /** What a list of numbers amounts to. */
 export interface Summary {
@@ -62,14 +62,15 @@ export function summarize(values: readonly number[]): Summary {
 }
 
 /**
- * How many times as fast `ours` is as `rival`: above 1 is faster, for rates and for times alike.
+ * How many times as good `ours` is as `rival`'s: above 1 is faster, for rates and for times alike,
+ * and takes less memory.
  *
  * @throws {RangeError} unless both are positive and finite, as a measurement is
  */
 export function speedRatio(quantity: Quantity, ours: number, rival: number): number {
   for (const value of [ours, rival]) {
     if (!(value > 0 && Number.isFinite(value))) {
-      throw new RangeError(`not a measurement of a rate or time: ${value}`);
+      throw new RangeError(`not a measurement of a rate, time or size: ${value}`);
     }
   }
   return quantity === 'rate' ? ours / rival : rival / ours;
