@@ -101,6 +101,8 @@ export class Handshake {
   /** undefined until the client has sent its flags. */
   #clientFlags: number | undefined;
   #options = 0;
+  /** A client may ask again and again; what it is told of TLS is logged once. */
+  #hasWarned = false;
   /** What remains of an option that is too long to be looked at. */
   #skip: { option: number; remaining: number } | undefined;
 
@@ -169,7 +171,8 @@ export class Handshake {
     if (isEarly && option !== Option.NBD_OPT_STARTTLS && option !== Option.NBD_OPT_ABORT) {
       const problem = 'this server wants TLS first';
       if (option === Option.NBD_OPT_EXPORT_NAME) return close('no TLS, which is required');
-      return refuse(option, consumed, Reply.NBD_REP_ERR_TLS_REQD, problem);
+      const refusal = refuse(option, consumed, Reply.NBD_REP_ERR_TLS_REQD, problem);
+      return this.#warnOnce(refusal, 'refused: it does not use TLS, which is required');
     }
     switch (option) {
       case Option.NBD_OPT_EXPORT_NAME:
@@ -223,13 +226,20 @@ export class Handshake {
   #startTls(data: Uint8Array, consumed: number): HandshakeStep {
     const option = Option.NBD_OPT_STARTTLS;
     if (this.#tls === 'off') {
-      return refuse(option, consumed, Reply.NBD_REP_ERR_UNSUP, 'this server has no TLS');
+      const refusal = refuse(option, consumed, Reply.NBD_REP_ERR_UNSUP, 'this server has no TLS');
+      return this.#warnOnce(refusal, 'asks for TLS, which this server was started without');
     }
     if (data.length !== 0 || this.#isSecure) {
       const problem = this.#isSecure ? 'TLS is in use already' : 'NBD_OPT_STARTTLS takes no data';
       return refuse(option, consumed, Reply.NBD_REP_ERR_INVALID, problem);
     }
     return { next: 'starttls', consumed, reply: encodeOptionReply(option, ACK, EMPTY) };
+  }
+
+  #warnOnce(refusal: ReturnType<typeof refuse>, warning: string): HandshakeStep {
+    if (this.#hasWarned) return refusal;
+    this.#hasWarned = true;
+    return { ...refusal, warning };
   }
 
   #headerStyle(option: number, data: Uint8Array, consumed: number): HandshakeStep {

@@ -6,6 +6,7 @@
  * psktool(1) makes it.
  */
 
+import { X509Certificate } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { join } from 'node:path';
@@ -79,13 +80,37 @@ export function loadTls(options: NbdTlsOptions): TlsService {
 function x509Settings(directory: string, verifyPeer: boolean): TlsOptions {
   const crl = join(directory, 'ca-crl.pem');
   return {
-    cert: readRequired(join(directory, 'server-cert.pem')),
+    cert: readCertificate(join(directory, 'server-cert.pem')),
     key: readRequired(join(directory, 'server-key.pem')),
     ...(verifyPeer ? { ca: readRequired(join(directory, 'ca-cert.pem')), ...revoked(crl) } : {}),
     requestCert: verifyPeer,
     rejectUnauthorized: verifyPeer,
     minVersion: 'TLSv1.2',
   };
+}
+
+/** The server's own: clients would refuse one that is not valid now, without saying so to the server. */
+function readCertificate(path: string): Buffer {
+  const content = readRequired(path);
+  let certificate: X509Certificate;
+  try {
+    certificate = new X509Certificate(content);
+  } catch (cause) {
+    throw new Qcow2Error('INVALID_OPTION', 'it is no certificate in PEM form', {
+      file: path,
+      cause,
+    });
+  }
+  const { validFrom, validTo } = certificate;
+  const now = Date.now();
+  if (now > Date.parse(validTo)) {
+    throw new Qcow2Error('INVALID_OPTION', `the certificate expired at ${validTo}`, { file: path });
+  }
+  if (now < Date.parse(validFrom)) {
+    const problem = `the certificate is valid from ${validFrom}, and the clock is behind that`;
+    throw new Qcow2Error('INVALID_OPTION', problem, { file: path });
+  }
+  return content;
 }
 
 function revoked(path: string): Pick<TlsOptions, 'crl'> {
@@ -138,10 +163,53 @@ function readRequired(path: string): Buffer {
 
 /** A server of its own for each connection, so that there is no doubt whose answer it is. */
 function upgrade(socket: Socket, settings: TlsOptions): Promise<TLSSocket> {
-  const server = createServer({ ...settings, allowHalfOpen: true });
+  let unknownUser: string | undefined;
+  const { pskCallback } = settings;
+  const server = createServer({
+    ...settings,
+    ...(pskCallback && {
+      pskCallback: (secured: TLSSocket, identity: string) => {
+        const key = pskCallback(secured, identity);
+        if (key === null) unknownUser = identity;
+        return key;
+      },
+    }),
+  });
+  // A client that hangs up its side cannot finish the handshake, and is to be noticed.
+  socket.allowHalfOpen = false;
   return new Promise((resolve, reject) => {
-    server.once('secureConnection', resolve);
-    server.once('tlsClientError', reject);
+    server.once('secureConnection', (secured) => {
+      socket.allowHalfOpen = secured.allowHalfOpen = true;
+      resolve(secured);
+    });
+    server.once('tlsClientError', (error, { authorizationError }) => {
+      let problem = tlsProblem(error);
+      // Typed as an error, and in fact its code.
+      if (typeof authorizationError === 'string')
+        problem = tlsProblem({ code: authorizationError });
+      if (unknownUser !== undefined) {
+        problem = `there is no key for user ${JSON.stringify(unknownUser.slice(0, 64))}`;
+      }
+      reject(new Error(problem, { cause: error }));
+    });
     server.emit('connection', socket);
   });
+}
+
+/** What OpenSSL's reasons mean for whoever runs the server. */
+const REASONS: Record<string, string> = {
+  'peer did not return a certificate': 'the client has no certificate, and has to show one',
+  'binder does not verify': "the client's key is another than the one in the file of keys",
+  UNABLE_TO_VERIFY_LEAF_SIGNATURE: "the client's certificate is of an authority not in ca-cert.pem",
+  CERT_HAS_EXPIRED: "the client's certificate has expired",
+  CERT_NOT_YET_VALID: "the client's certificate is not valid yet",
+  CERT_REVOKED: "the client's certificate has been revoked",
+  // The client's: it hung up in the middle, as those do that do not trust what they see.
+  ECONNRESET: 'the client broke it off; it may not trust the certificate',
+};
+
+/** Why TLS came to nothing, or to an end, in words rather than in OpenSSL's numbers. */
+function tlsProblem(error: { reason?: string; code?: string; message?: string }): string {
+  const { reason, code, message } = error;
+  return REASONS[reason ?? ''] ?? REASONS[code ?? ''] ?? reason ?? message ?? code ?? 'unknown';
 }
