@@ -1,10 +1,11 @@
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { MemoryDevice } from '../../../src/device/memory.ts';
 import { serveNbd } from '../../../src/export/nbd/server.ts';
 import type { NbdServer, NbdTlsOptions } from '../../../src/export/nbd/server.ts';
 import { loadTls } from '../../../src/export/nbd/tls.ts';
+import { makeCertificates } from '../../support/certificates.ts';
 import { describePeers, SYSTEM_PYTHON } from '../../support/peers.ts';
 import { run } from '../../support/qemu.ts';
 import { sharedTemporaryDirectory } from '../../support/temp.ts';
@@ -24,62 +25,6 @@ afterEach(async () => {
   await server?.close({ graceMs: 100 });
   server = undefined;
 });
-
-/** A directory with an authority, and what both sides need. */
-function certificates(name: string): string {
-  const place = join(directory, name);
-  mkdirSync(place);
-  const openssl = (...args: string[]): string => run('openssl', args, { cwd: place });
-  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
-  openssl(
-    'req',
-    '-x509',
-    ...key,
-    '-days',
-    '2',
-    '-subj',
-    '/CN=authority',
-    '-keyout',
-    'ca-key.pem',
-    '-out',
-    'ca-cert.pem',
-  );
-  for (const side of ['server', 'client']) {
-    openssl(
-      'req',
-      ...key,
-      '-subj',
-      '/CN=localhost',
-      '-keyout',
-      `${side}-key.pem`,
-      '-out',
-      `${side}.csr`,
-    );
-    const usage = side === 'server' ? 'serverAuth' : 'clientAuth';
-    writeFileSync(
-      join(place, `${side}.ext`),
-      `subjectAltName=DNS:localhost\nextendedKeyUsage=${usage}\n`,
-    );
-    openssl(
-      'x509',
-      '-req',
-      '-days',
-      '2',
-      '-CA',
-      'ca-cert.pem',
-      '-CAkey',
-      'ca-key.pem',
-      '-CAcreateserial',
-      '-extfile',
-      `${side}.ext`,
-      '-in',
-      `${side}.csr`,
-      '-out',
-      `${side}-cert.pem`,
-    );
-  }
-  return place;
-}
 
 async function serve(tls: NbdTlsOptions): Promise<void> {
   log = [];
@@ -120,8 +65,10 @@ describePeers(['python3-libnbd', 'openssl'], 'TLS with certificates', () => {
   let others: string;
 
   beforeAll(() => {
-    ours = certificates('ours');
-    others = certificates('others');
+    ours = join(directory, 'ours');
+    others = join(directory, 'others');
+    makeCertificates(ours);
+    makeCertificates(others);
   });
 
   const withCertificates = (place: string): string =>
