@@ -3,7 +3,7 @@
  * forgotten when it is closed, or into one that is kept.
  */
 
-import { mkdtempSync, rmSync, statSync } from 'node:fs';
+import { mkdtempSync, realpathSync, rmSync, statSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { openImage } from '../chain/open.ts';
 import type { Image, ImageFormat, OpenImageOptions } from '../chain/open.ts';
@@ -56,13 +56,57 @@ export function openKeptOverlay(
   overlay: string,
   options: OverlayOptions = {},
 ): Image {
+  return openOrMakeOverlay(path, overlay, options).top;
+}
+
+/** An overlay that is kept, and whether it has just been made. */
+export interface KeptOverlay {
+  top: Image;
+  isNew: boolean;
+}
+
+/**
+ * As {@link openKeptOverlay}, for callers that may still fail: a new overlay that nobody has come to
+ * use is removed with {@link removeUnusedOverlay}. One that is made here and cannot be opened is
+ * removed at once.
+ */
+export function openOrMakeOverlay(
+  path: string,
+  overlay: string,
+  options: OverlayOptions = {},
+): KeptOverlay {
   const image = lookAt(path, options);
-  if (statSync(overlay, { throwIfNoEntry: false }) === undefined) {
-    createOverlay(overlay, image, options);
-  } else {
+  if (statSync(overlay, { throwIfNoEntry: false }) !== undefined) {
     checkOverlay(overlay, path);
+    return { top: openOverlay(overlay, image, options), isNew: false };
   }
-  return openOverlay(overlay, image, options);
+  createOverlay(overlay, image, options);
+  const identity = identityOf(overlay);
+  try {
+    return { top: openOverlay(overlay, image, options), isNew: true };
+  } catch (error) {
+    removeFile(overlay, identity);
+    throw error;
+  }
+}
+
+/** Removes the file of an overlay, unless there is another of its name by now. */
+export function removeUnusedOverlay({ path, file }: Image): void {
+  if (file instanceof FileDevice) removeFile(path, file.identity);
+}
+
+function identityOf(path: string): string | undefined {
+  const stats = statSync(path, { throwIfNoEntry: false });
+  return stats === undefined ? undefined : `${stats.dev}:${stats.ino}`;
+}
+
+/** A symbolic link that named it stays, as it was before. */
+function removeFile(path: string, identity: string | undefined): void {
+  try {
+    if (identityOf(path) === identity) rmSync(realpathSync(path), { force: true });
+  } catch {
+    // An empty overlay too many: why the caller failed is what has to be told.
+  }
 }
 
 /** The image under an overlay. */
@@ -115,8 +159,7 @@ function checkOverlay(overlay: string, path: string): void {
   }
   const backing = parseReference(name, overlay).path;
   const [wanted, found] = [path, backing].map((file) => {
-    const stats = file === undefined ? undefined : statSync(file, { throwIfNoEntry: false });
-    return stats === undefined ? undefined : `${stats.dev}:${stats.ino}`;
+    return file === undefined ? undefined : identityOf(file);
   });
   if (found === undefined || found !== wanted) {
     throw refused(overlay, `it is an overlay of ${quote(name)}, not of ${quote(path)}`);

@@ -44,7 +44,10 @@ async function main(): Promise<number> {
   }
   // A signal that came before there was something to stop.
   if (!mayGoOn) stop();
-  else report({ ok: true, summary: mount.summary });
+  else {
+    mount.accept();
+    report({ ok: true, summary: mount.summary });
+  }
   try {
     await mount.ended;
     return 0;

@@ -51,7 +51,7 @@ function serve({ tree }: OpenedImage, fd: number): void {
 
 function close(image: OpenedImage): void {
   try {
-    image.close();
+    image.close({ isAccepted: Atomics.load(words, Control.isAccepted) !== 0 });
     tell({ kind: 'ended' });
   } catch (error) {
     tell({ kind: 'ended', failure: toWireError(error) });

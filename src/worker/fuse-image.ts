@@ -30,9 +30,12 @@ export interface OpenedImage {
   summary: ImageSummary;
   /**
    * Closes the image, with everything that was written brought to the disk.
+   *
+   * @param isAccepted somebody was told that the mount stands; an overlay that was made for it and
+   * holds nothing stays only then
    * @throws {Qcow2Error} if what was written last may be lost; it is closed all the same
    */
-  close: () => void;
+  close: (how: { isAccepted: boolean }) => void;
 }
 
 /**
@@ -42,12 +45,16 @@ export interface OpenedImage {
 export async function openForMount(request: MountRequest): Promise<OpenedImage> {
   const { options } = request;
   const mounted = openMounted(request);
-  const close = (): void => closeMounted(mounted, request);
+  let writable: WritableDisk | undefined;
+  const close = ({ isAccepted }: { isAccepted: boolean }): void =>
+    closeMounted(mounted, request, {
+      isUnused: !isAccepted && !(writable && writable.changes > 0),
+    });
   try {
     await prepareToRead(mounted.top);
     const modifiedMs = statSync(mounted.named.path).mtimeMs;
     const parts = partsOf(request, mounted, modifiedMs);
-    const { writable } = parts;
+    writable = parts.writable;
     const layout = imageTree(parts);
     const tree = new FileTree(
       {
@@ -55,16 +62,16 @@ export async function openForMount(request: MountRequest): Promise<OpenedImage> 
         gid: options.gid ?? process.getegid?.() ?? 0,
         fileMode: options.fileMode,
         get modifiedMs() {
-          return writable?.modifiedMs ?? modifiedMs;
+          return parts.writable?.modifiedMs ?? modifiedMs;
         },
         bytes: parts.disk.size,
-        disk: writable,
+        disk: parts.writable,
       },
       layout.entries,
     );
     return { tree, summary: summarize(parts, layout, mounted.named.format), close };
   } catch (error) {
-    close();
+    close({ isAccepted: false });
     throw error;
   }
 }

@@ -63,6 +63,11 @@ const WORKER_LIMITS = { maxOldGenerationSizeMb: 128, maxYoungGenerationSizeMb: 4
 export interface ActiveMount {
   summary: MountSummary;
   /**
+   * To be called before somebody is told of the mount. Until then, an overlay that was made for it
+   * goes again with it, unless something was written.
+   */
+  accept(): void;
+  /**
    * Settles once the mount has ended and everything that was made for it is gone. Rejected if what
    * was written last may be lost; the record of the mount says so then.
    */
@@ -83,6 +88,8 @@ interface Served {
   ended: Promise<void>;
   /** Number of the mounted filesystem, as in `0:45`; undefined where that cannot be told. */
   device: string | undefined;
+  /** See {@link ActiveMount}. */
+  accept(): void;
   /** Ends the connection although the mount is in use. */
   cutOff(): Promise<void>;
 }
@@ -133,6 +140,7 @@ export async function startMount(request: MountRequest): Promise<ActiveMount> {
   }
   return {
     summary: summarize(request, served, stack),
+    accept: () => served.accept(),
     ended,
     async stop() {
       if (stack !== undefined) await endStack(stack, served);
@@ -270,6 +278,7 @@ async function serveKernel(request: MountRequest): Promise<Served> {
     channel: 'kernel',
     ended,
     device,
+    accept: () => void Atomics.store(words, Control.isAccepted, 1),
     cutOff: () => stopWorker({ request, device, words, ended }),
   };
 }
@@ -346,9 +355,10 @@ async function serveNative(request: MountRequest): Promise<Served> {
       allowOther: options.allowOther,
     });
   } catch (error) {
-    close();
+    close({ isAccepted: false });
     throw error;
   }
+  let isAccepted = false;
   const flushing = setInterval(() => flushUnasked(tree, log), FLUSH_MS);
   const device = findMount(directory)?.device;
   const ended = new Promise<void>((resolve) => {
@@ -361,13 +371,16 @@ async function serveNative(request: MountRequest): Promise<Served> {
     }, POLL_MS);
   }).then(() => {
     clearInterval(flushing);
-    close();
+    close({ isAccepted });
   });
   return {
     summary,
     channel: 'fuse-native',
     ended,
     device,
+    accept: () => {
+      isAccepted = true;
+    },
     // The connection itself ends with the process.
     cutOff: () => {
       detach(directory);

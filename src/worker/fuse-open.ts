@@ -7,7 +7,11 @@ import type { Image, OpenImageOptions } from '../chain/open.ts';
 import { FileDevice } from '../device/file.ts';
 import { Qcow2Error } from '../errors.ts';
 import { writeBackEarly } from '../operations/early-writeback.ts';
-import { openKeptOverlay, openTemporaryOverlay } from '../operations/overlay.ts';
+import {
+  openOrMakeOverlay,
+  openTemporaryOverlay,
+  removeUnusedOverlay,
+} from '../operations/overlay.ts';
 import type { ImageRequest, MountRequest } from './fuse-request.ts';
 
 /** An image that is open for a mount. */
@@ -16,6 +20,8 @@ export interface MountedImage {
   top: Image;
   /** The image that was asked for. */
   named: Image;
+  /** `top` is an overlay that has been made for this mount, and is kept. */
+  isNewOverlay: boolean;
 }
 
 /**
@@ -28,19 +34,19 @@ export function openMounted(request: ImageRequest): MountedImage {
   switch (access) {
     case 'ro': {
       const image = openImage(path, options);
-      return { top: image, named: image };
+      return { top: image, named: image, isNewOverlay: false };
     }
     case 'rw': {
       const image = writeBackEarly(openImage(path, { ...options, writable: true }));
-      return { top: image, named: image };
+      return { top: image, named: image, isNewOverlay: false };
     }
     case 'temp': {
       const top = openTemporaryOverlay(path, options);
-      return { top, named: top.backing! };
+      return { top, named: top.backing!, isNewOverlay: false };
     }
     case 'overlay': {
-      const top = writeBackEarly(openKeptOverlay(path, overlay!, options));
-      return { top, named: top.backing! };
+      const { top, isNew } = openOrMakeOverlay(path, overlay!, options);
+      return { top: writeBackEarly(top), named: top.backing!, isNewOverlay: isNew };
     }
   }
 }
@@ -60,17 +66,26 @@ function openOptions(request: ImageRequest): OpenImageOptions {
  * Brings everything that was written to the disk and closes the image, whether that works or not.
  * Nothing of the mount itself is looked at: this may be the thread that would have to answer.
  *
+ * @param isUnused the mount failed, or nobody was told of it, and nothing was written: an overlay that
+ * was made for it goes again
  * @throws {Qcow2Error} `HOST` and others if what was written last may be lost, or nobody will find
  * it, because the file was replaced
  */
-export function closeMounted({ top }: MountedImage, { access, directory }: MountRequest): void {
+export function closeMounted(
+  { top, isNewOverlay }: MountedImage,
+  { access, directory }: MountRequest,
+  { isUnused }: { isUnused: boolean },
+): void {
   const identity = top.file instanceof FileDevice ? top.file.identity : undefined;
   try {
     top.close();
   } catch (error) {
     if (top.format === 'qcow2') top.abandon();
     throw error instanceof Qcow2Error ? error.inFile(top.path) : error;
+  } finally {
+    if (isNewOverlay && isUnused) removeUnusedOverlay(top);
   }
+  if (isNewOverlay && isUnused) return;
   if (access !== 'rw' && access !== 'overlay') return;
   const isHidden = !relative(directory, top.path).startsWith('..');
   if (isHidden) return;

@@ -154,6 +154,8 @@ export const Control = {
   hasStopped: 1,
   /** Jobs of dropping cached pages that have been done. */
   jobsDone: 2,
+  /** Not 0 once somebody is told that the mount stands. */
+  isAccepted: 3,
 } as const;
 
 /** What the serving process tells the command: one line of JSON. */

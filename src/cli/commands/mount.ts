@@ -264,7 +264,9 @@ async function serveHere(
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => stop());
   const mount = await startMount(request);
   stop = () => void mount.stop();
-  if (mayGoOn) tell(mount.summary);
-  else stop();
+  if (mayGoOn) {
+    mount.accept();
+    tell(mount.summary);
+  } else stop();
   await mount.ended;
 }
