@@ -71,3 +71,5 @@ export const MAX_GPT_ENTRY_BYTES = 4096;
 export const DEFAULT_METADATA_CACHE_BYTES = 16 * MiB;
 /** Default bytes of an image's decompressed-cluster cache. */
 export const DEFAULT_CLUSTER_CACHE_BYTES = 16 * MiB;
+/** Most bytes of one cluster cache: Node makes no larger block of shared memory everywhere. */
+export const MAX_CLUSTER_CACHE_BYTES = 2 * 1024 * MiB;

@@ -148,7 +148,7 @@ function openLayer(top: LayerRequest, options: OpenImageOptions, root: string): 
 function assemble(
   links: readonly PendingLink[],
   base: RawImage | undefined,
-  { metadataCacheBytes, clusterCacheBytes, passDiscard }: OpenImageOptions,
+  { metadataCacheBytes, clusterCacheBytes, clusterCache, passDiscard }: OpenImageOptions,
 ): Image {
   let image: Image | undefined = base;
   for (const { file, header, dataFile, writable, description } of [...links].reverse()) {
@@ -162,6 +162,7 @@ function assemble(
       passDiscard: description.passDiscard ?? passDiscard,
       metadataCacheBytes: description.metadataCacheBytes ?? metadataCacheBytes,
       clusterCacheBytes,
+      clusterCache,
     });
   }
   return image!;

@@ -138,6 +138,11 @@ export class FileDevice implements HostFile {
     return fstatSync(this.descriptor).blocks * 512;
   }
 
+  /** Whether {@link close} was called. */
+  get isClosed(): boolean {
+    return this.#fd < 0;
+  }
+
   /** The open file descriptor. */
   get descriptor(): number {
     if (this.#fd < 0) {

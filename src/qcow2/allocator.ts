@@ -8,7 +8,7 @@
 
 import type { BlockDevice } from '../device/block-device.ts';
 import type { Qcow2Header } from '../format/qcow2/header.ts';
-import type { ClusterCache } from './cluster-cache.ts';
+import type { ImageClusters } from './cluster-cache/image-clusters.ts';
 import type { MetadataMap } from './metadata-map.ts';
 import type { ClusterRun, RefcountStore } from './refcount-store.ts';
 
@@ -37,7 +37,7 @@ export interface AllocatorParts {
   refcounts: RefcountStore;
   metadata: MetadataMap;
   /** Decompressed clusters by their host offset. */
-  clusters: ClusterCache;
+  clusters: ImageClusters;
   passDiscard: PassDiscard;
 }
 

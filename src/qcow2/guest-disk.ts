@@ -3,14 +3,14 @@
  * the backing device behind it. The active disk and each internal snapshot are such disks.
  */
 
-import type { ClusterDecoder } from '../compression/codec.ts';
 import { checkRange, mergeExtents, ReadOnlyDevice } from '../device/block-device.ts';
 import type { BlockDevice, Extent, HostRange } from '../device/block-device.ts';
 import { Qcow2Error } from '../errors.ts';
 import type { Qcow2Header } from '../format/qcow2/header.ts';
 import { encryptedError } from '../format/qcow2/header.ts';
-import type { ClusterCache } from './cluster-cache.ts';
+import type { ImageClusters } from './cluster-cache/image-clusters.ts';
 import { assert } from '../util/assert.ts';
+import { CompressedReads } from './compressed-reads.ts';
 import { Mapping, NO_HOST_OFFSET, RunKind } from './mapping.ts';
 import type { L1Location } from './mapping.ts';
 import type { TableCache } from './table-cache.ts';
@@ -26,8 +26,7 @@ export interface ImageContext {
   /** Path of `dataFile`. */
   readonly dataPath: string;
   readonly tables: TableCache;
-  readonly clusters: ClusterCache;
-  readonly decoder: ClusterDecoder;
+  readonly clusters: ImageClusters;
   /** The device behind unallocated clusters. */
   readonly backing: BlockDevice | undefined;
   /**
@@ -50,14 +49,15 @@ export class GuestDisk extends ReadOnlyDevice {
   size: number;
   protected readonly context: ImageContext;
   readonly #mapping: Mapping;
-  /** Compressed bytes of one cluster, before they are decompressed. Grows to the largest met. */
-  #compressed = new Uint8Array(0);
+  readonly #compressed: CompressedReads;
 
   constructor(context: ImageContext, { l1, size }: DiskLocation) {
     super();
     this.context = context;
     this.size = size;
     this.#mapping = new Mapping(context.header, context.tables, l1);
+    const { clusters, header, tables } = context;
+    this.#compressed = new CompressedReads(clusters, new Mapping(header, tables, l1), l1.offset);
   }
 
   /**
@@ -70,14 +70,23 @@ export class GuestDisk extends ReadOnlyDevice {
     checkRange(offset, length, this.size);
     try {
       const mapping = this.#mapping;
+      let hasCompressed = false;
       for (let done = 0; done < length;) {
         const at = offset + done;
         this.#lookup(at, length - done);
         const count = mapping.length;
-        const part = count === length ? target : target.subarray(done, done + count);
-        this.#readRun(part, at);
+        if (mapping.kind === RunKind.COMPRESSED) {
+          if (!hasCompressed) this.#compressed.begin({ offset, length }, at + count, this.size);
+          hasCompressed = true;
+          const inCluster = at % this.context.header.clusterSize;
+          this.#compressed.read(target, { start: done, length: count, inCluster }, mapping);
+        } else {
+          const part = count === length ? target : target.subarray(done, done + count);
+          this.#readRun(part, at);
+        }
         done += count;
       }
+      if (hasCompressed) this.#compressed.finish(target);
     } catch (error) {
       throw error instanceof Qcow2Error ? error.inFile(this.context.path) : error;
     }
@@ -158,8 +167,7 @@ export class GuestDisk extends ReadOnlyDevice {
         this.#readBacking(target, offset);
         break;
       case RunKind.COMPRESSED:
-        this.#readCompressed(target, offset % this.context.header.clusterSize);
-        break;
+        assert(false, 'compressed clusters are read elsewhere');
     }
   }
 
@@ -203,45 +211,6 @@ export class GuestDisk extends ReadOnlyDevice {
     }
     if (available > 0) backing!.read(target.subarray(0, available), offset);
     target.fill(0, available);
-  }
-
-  #readCompressed(target: Uint8Array, inCluster: number): void {
-    const { clusters, header } = this.context;
-    const { hostOffset, compressedLength } = this.#mapping;
-    const cached = clusters.get(hostOffset);
-    if (cached !== undefined) {
-      target.set(cached.subarray(inCluster, inCluster + target.length));
-    } else if (target.length === header.clusterSize) {
-      // A whole cluster is most likely part of a sequential read: keeping it would cost a copy.
-      this.#decompress(target, hostOffset, compressedLength);
-    } else {
-      const cluster = clusters.takeBuffer();
-      this.#decompress(cluster, hostOffset, compressedLength);
-      clusters.put(hostOffset, cluster);
-      target.set(cluster.subarray(inCluster, inCluster + target.length));
-    }
-  }
-
-  #decompress(target: Uint8Array, hostOffset: number, maxLength: number): void {
-    const { file, decoder, header } = this.context;
-    // The last sector of a file need not be whole.
-    const length = Math.min(maxLength, file.size - hostOffset);
-    if (length <= 0) {
-      throw new Qcow2Error('TRUNCATED', `the file of ${file.size} bytes ends before it`, {
-        structure: 'compressed cluster',
-        offset: hostOffset,
-        hint: 'the image was cut short: get the whole file',
-      });
-    }
-    if (this.#compressed.length < length) this.#compressed = new Uint8Array(maxLength);
-    const input = this.#compressed.subarray(0, length);
-    file.read(input, hostOffset);
-    if (!decoder(input, target)) {
-      throw new Qcow2Error('CORRUPT', `it cannot be decompressed (${header.compressionType})`, {
-        structure: 'compressed cluster',
-        offset: hostOffset,
-      });
-    }
   }
 
   // ---- Extents ------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import type { BitmapChange } from './bitmap-changes.ts';
 import { BitmapTracker } from './bitmap-writer.ts';
 import { readBitmapDirectory } from './bitmaps.ts';
 import { repairMetadata } from './check/repair.ts';
-import type { ClusterCache } from './cluster-cache.ts';
+import type { ImageClusters } from './cluster-cache/image-clusters.ts';
 import { Committer } from './commit.ts';
 import { CompressedWriter } from './compressed-writer.ts';
 import { DiskWriter } from './disk-writer.ts';
@@ -49,7 +49,7 @@ export interface ImageWriterParts {
   file: HostFile;
   dataFile: HostFile | undefined;
   tables: TableCache;
-  clusters: ClusterCache;
+  clusters: ImageClusters;
   reader: DiskReader;
   l1: L1Location;
   backing: { readonly size: number } | undefined;
@@ -71,7 +71,7 @@ export interface WriteEngine extends WriteContext {
   readonly zero: ZeroWriter;
   /** Where the image has bitmaps that can be trusted. */
   readonly bitmaps: BitmapTracker | undefined;
-  readonly clusters: ClusterCache;
+  readonly clusters: ImageClusters;
   readonly passDiscard: PassDiscard;
 }
 

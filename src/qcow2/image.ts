@@ -1,6 +1,7 @@
 /** An open qcow2 image: its active disk as a device, and its snapshots and bitmaps. */
 
 import { clusterDecoder } from '../compression/codec.ts';
+import type { ClusterDecoder } from '../compression/codec.ts';
 import { checkRange } from '../device/block-device.ts';
 import type {
   BlockDevice,
@@ -17,7 +18,8 @@ import { DEFAULT_CLUSTER_CACHE_BYTES, DEFAULT_METADATA_CACHE_BYTES } from '../li
 import { assert } from '../util/assert.ts';
 import type { PassDiscard } from './allocator.ts';
 import type { Amendment } from './amender.ts';
-import { ClusterCache } from './cluster-cache.ts';
+import { ImageClusters } from './cluster-cache/image-clusters.ts';
+import type { SharedClusterCache } from './cluster-cache/shared-cluster-cache.ts';
 import { hasPreallocatedMetadata } from './host-holes.ts';
 import { DiskWithBitmaps } from './image-bitmaps.ts';
 import { ImageWriter } from './image-writer.ts';
@@ -31,8 +33,10 @@ import type { EngineSteps } from './write-context.ts';
 export interface CacheOptions {
   /** For slices of L1 and L2 tables (default 16 MiB). */
   metadataCacheBytes?: number | undefined;
-  /** For decompressed clusters (default 16 MiB; two clusters at the least). */
+  /** For decompressed clusters (default 16 MiB). */
   clusterCacheBytes?: number | undefined;
+  /** The cluster cache of the process, in place of one for this image alone. */
+  clusterCache?: SharedClusterCache | undefined;
 }
 
 /** The parts that an image is put together from. */
@@ -102,10 +106,11 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends DiskWithBit
       clusterSize,
       budgetBytes: parts.metadataCacheBytes ?? DEFAULT_METADATA_CACHE_BYTES,
     });
-    const clusters = new ClusterCache({
-      clusterSize,
-      budgetBytes: parts.clusterCacheBytes ?? DEFAULT_CLUSTER_CACHE_BYTES,
-    });
+    const bytes = parts.clusterCacheBytes ?? DEFAULT_CLUSTER_CACHE_BYTES;
+    const cache = parts.clusterCache ?? { bytes };
+    // Amending can change the type.
+    const decoder = (): ClusterDecoder => clusterDecoder(header.compressionType);
+    const clusters = new ImageClusters({ header, file, cache }, decoder);
     const fileName = file instanceof FileDevice ? file.shownName : undefined;
     let looksForHoles: boolean | undefined;
     super(
@@ -116,10 +121,6 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends DiskWithBit
         dataFile: dataFile?.device ?? file,
         dataPath: dataFile?.path ?? fileName ?? path,
         backing,
-        // Amending can change it.
-        get decoder() {
-          return clusterDecoder(header.compressionType);
-        },
         tables,
         clusters,
         looksForHostHoles: () =>
@@ -147,6 +148,12 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends DiskWithBit
         metadataCacheBytes: parts.metadataCacheBytes,
       });
     }
+  }
+
+  /** Uses the cluster cache of the process from now on, in place of its own; its backing chain too. */
+  shareClusterCache(cache: SharedClusterCache): void {
+    this.context.clusters.share(cache);
+    if (this.backing instanceof Qcow2Image) this.backing.shareClusterCache(cache);
   }
 
   /** Zeroes are a matter of L2 entries, except in version 2. */
@@ -437,6 +444,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends DiskWithBit
    */
   override close(): void {
     this.writer?.finish();
+    this.context.clusters.close();
     this.file.close();
     this.dataFile?.device.close();
     this.backing?.close();
@@ -449,6 +457,7 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends DiskWithBit
    */
   abandon(): void {
     this.writer?.abandon();
+    this.context.clusters.close();
     for (const device of [this.file, this.dataFile?.device, this.backing]) {
       try {
         if (device instanceof Qcow2Image) device.abandon();
