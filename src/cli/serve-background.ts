@@ -44,35 +44,45 @@ export async function startInBackground(argv: readonly string[], io: CommandIo):
     io.stderr(await errors);
     return code === 0 ? 1 : code;
   }
-  io.stdout(report);
+  const { output, warnings } = JSON.parse(report) as Report;
+  io.stderr(warnings);
+  io.stdout(output);
   child.unref();
   return 0;
+}
+
+/** What the server has said by the time it is ready. */
+interface Report {
+  output: string;
+  warnings: string;
 }
 
 /** Where the background server writes: what it says first goes to whoever started it. */
 export class BackgroundIo implements CommandIo {
   readonly isTerminal = false;
   readonly #io: CommandIo;
-  #report = '';
+  readonly #report: Report = { output: '', warnings: '' };
   #isReady = false;
 
-  /** @param io where errors go until it is ready */
+  /** @param io where errors go too until it is ready: it may never be */
   constructor(io: CommandIo) {
     this.#io = io;
   }
 
   stdout(message: string): void {
-    if (!this.#isReady) this.#report += message;
+    if (!this.#isReady) this.#report.output += message;
   }
 
   stderr(message: string): void {
     // Nobody is there to read it later.
-    if (!this.#isReady) this.#io.stderr(message);
+    if (this.#isReady) return;
+    this.#report.warnings += message;
+    this.#io.stderr(message);
   }
 
   /** Lets the command return. */
   ready(): void {
-    writeSync(REPORT_FD, this.#report === '' ? '\n' : this.#report);
+    writeSync(REPORT_FD, JSON.stringify(this.#report));
     closeSync(REPORT_FD);
     this.#isReady = true;
   }

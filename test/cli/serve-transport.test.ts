@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { existsSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, it } from 'vitest';
@@ -136,6 +136,24 @@ busy.pread(512, 0)`;
       process.kill(pid, 'SIGTERM');
     }
     await until(() => !existsSync(join(directory(), 's')) && !existsSync(join(directory(), 'pid')));
+  });
+
+  it('warns before it goes on in the background', async () => {
+    writeFileSync(join(directory(), 'disk.raw'), Buffer.alloc(1024 * 1024));
+    const options = ['--fork', '--rw', '--socket=s', '--pid-file=pid', 'disk.raw'];
+    const { status, stdout, stderr } = spawnSync(process.execPath, [CLI, 'serve', ...options], {
+      cwd: directory(),
+      encoding: 'utf8',
+    });
+    process.kill(Number(readFileSync(join(directory(), 'pid'), 'utf8')), 'SIGTERM');
+    await until(() => !existsSync(join(directory(), 's')) && !existsSync(join(directory(), 'pid')));
+    expect({ status, stderr }).toEqual({
+      status: 0,
+      stderr:
+        'qcow2: warning: disk.raw: no format was given, and it was taken for raw; ' +
+        'say -f raw if it is\n',
+    });
+    expect(stdout).toContain('Serving for reading and writing');
   });
 
   it('says in the foreground why it cannot go on in the background', () => {
