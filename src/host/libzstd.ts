@@ -18,6 +18,11 @@ export interface Libzstd {
    * @returns the length in bytes, or undefined if it does not fit
    */
   compress(source: Uint8Array, target: Uint8Array): number | undefined;
+  /**
+   * Decompresses one frame to the start of `target`. Both may be shared memory.
+   * @returns how many bytes it held, or undefined if it is bad or too long
+   */
+  decompress(frame: Uint8Array, target: Uint8Array): number | undefined;
 }
 
 let loaded: Libzstd | undefined;
@@ -43,6 +48,11 @@ function load(): Libzstd {
   const compress = library.func(
     'size_t ZSTD_compress2(void *cctx, void *dst, size_t dstCapacity, const void *src, size_t srcSize)',
   );
+  const decoder = library.func('void *ZSTD_createDCtx()')();
+  if (decoder === null) throw new Error('no memory for the library');
+  const decompress = library.func(
+    'size_t ZSTD_decompressDCtx(void *dctx, void *dst, size_t dstCapacity, const void *src, size_t srcSize)',
+  );
   // Where there is little room the library compresses worse, so it always gets as much as it likes.
   let room = new Uint8Array(0);
   return {
@@ -54,6 +64,10 @@ function load(): Libzstd {
       if (length > target.length) return undefined;
       target.set(room.subarray(0, length));
       return length;
+    },
+    decompress(frame, target) {
+      const length = Number(decompress(decoder, target, target.length, frame, frame.length));
+      return length > target.length ? undefined : length;
     },
   };
 }

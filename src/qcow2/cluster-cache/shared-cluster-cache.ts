@@ -13,7 +13,7 @@
 
 import { totalmem } from 'node:os';
 import { DEFAULT_CLUSTER_CACHE_BYTES, MAX_CLUSTER_CACHE_BYTES } from '../../limits.ts';
-import { Counters } from './counters.ts';
+import { Counter, Counters } from './counters.ts';
 import type { ClusterCacheCounters } from './counters.ts';
 import { forgetImage, imageNumber, newImage } from './images.ts';
 import { HeaderWord, planLayout, readLayout, writeLayout } from './layout.ts';
@@ -136,6 +136,11 @@ export class SharedClusterCache {
   /** Counts a decompression thread that has started, or one less with -1. */
   addHelper(change: 1 | -1): void {
     Atomics.add(this.#memory.words, HeaderWord.helpers, change);
+  }
+
+  /** Counts a cluster that a decompression thread has decompressed. */
+  noteHelped(): void {
+    this.counting.add(Counter.helped, 1);
   }
 
   /** Says that there is compressed data, so that decompression threads are worth starting. */

@@ -1,0 +1,75 @@
+/**
+ * Threads that decompress clusters before they are needed, for all threads of the process that read
+ * images with one cluster cache. They know nothing of images: a job names an open file of the
+ * process, a place in it, and a slot of the cache.
+ *
+ * They are started by the first compressed cluster that is read, which does not wait for them, and
+ * sleep while there is nothing to do.
+ */
+
+import { availableParallelism } from 'node:os';
+import { Worker } from 'node:worker_threads';
+import type { SharedClusterCache } from '../qcow2/cluster-cache/shared-cluster-cache.ts';
+
+/** More gain little, and each takes some megabytes. */
+const MAX_THREADS = 8;
+
+/** What such a thread is started with. */
+export interface DecompressionWorkerData {
+  buffer: SharedArrayBuffer;
+  owner: number;
+}
+
+/** See the head of this file. Belongs to a thread that does not block for long; has to be closed. */
+export class DecompressionThreads {
+  readonly #cache: SharedClusterCache;
+  readonly #workers = new Set<Worker>();
+  #isClosed = false;
+
+  /** @param threads how many, once they are wanted (default: one for each core) */
+  constructor(cache: SharedClusterCache, threads = availableParallelism()) {
+    this.#cache = cache;
+    void this.#startWhenWanted(Math.min(threads, MAX_THREADS));
+  }
+
+  /** Ends the threads. Reading goes on without them. */
+  async close(): Promise<void> {
+    this.#isClosed = true;
+    await Promise.all([...this.#workers].map((worker) => worker.terminate()));
+  }
+
+  async #startWhenWanted(threads: number): Promise<void> {
+    if (threads < 1) return;
+    await this.#cache.helpersWanted();
+    if (this.#isClosed) return;
+    for (let index = 0; index < threads; index++) this.#start();
+  }
+
+  #start(): void {
+    const cache = this.#cache;
+    const owner = cache.newOwner();
+    const workerData: DecompressionWorkerData = { buffer: cache.buffer, owner };
+    // No options of the process: `--input-type`, for one, keeps a thread from loading a file.
+    const worker = new Worker(workerUrl(), { workerData, execArgv: [] });
+    let isRunning = false;
+    this.#workers.add(worker);
+    worker.unref();
+    worker.on('message', () => {
+      isRunning = true;
+      cache.addHelper(1);
+    });
+    // One that fails is missed by nobody: whoever needs a cluster decompresses it.
+    worker.on('error', () => undefined);
+    worker.on('exit', () => {
+      this.#workers.delete(worker);
+      if (isRunning) cache.addHelper(-1);
+      cache.releaseOwner(owner);
+    });
+  }
+}
+
+/** The worker's bundle, which lies beside this one; from the sources, in `dist/`. */
+function workerUrl(): URL {
+  const isSource = import.meta.url.endsWith('.ts');
+  return new URL(isSource ? '../../dist/decompress.js' : './decompress.js', import.meta.url);
+}
