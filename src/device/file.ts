@@ -74,6 +74,11 @@ export class FileDevice implements HostFile {
   reserver: SpaceReserver | undefined;
   /** Has long writes reach the disk before they are flushed (default: the host does as it likes). */
   earlyWriteback: EarlyWriteback | undefined;
+  /**
+   * How many reads there were, and how many bytes they gave. Who wants them added up elsewhere puts
+   * two numbers of their own here.
+   */
+  readCounter: Float64Array = new Float64Array(2);
   /** The part of the file that this is; undefined for all of it. */
   readonly window: FileWindow | undefined;
   /** Byte of the file at which the device starts. */
@@ -173,6 +178,9 @@ export class FileDevice implements HostFile {
       }
       done += count;
     }
+    const counter = this.readCounter;
+    counter[0]! += 1;
+    counter[1]! += length;
   }
 
   /**

@@ -24,6 +24,8 @@ export interface FileSource {
    * while `device()` goes on to what they are later. May throw.
    */
   snapshot?(): BlockDevice;
+  /** What such a text is never longer than, where that is shown as its size; bytes. */
+  readonly mostBytes?: number | undefined;
 }
 
 /** A part of a source: all of it, or a partition. */
@@ -64,6 +66,8 @@ export interface TreeOptions {
   bytes: number;
   /** The disk that accepts writes, where one does; files whose source is this device show it. */
   disk?: WritableDisk | undefined;
+  /** Whether files change although nothing is written, so that the kernel must not cache them. */
+  hasLiveTexts?: boolean;
 }
 
 /** A source that is open from the start. */
@@ -127,7 +131,7 @@ export class FileNode implements DiskView {
 
   /** Bytes. Opens the source if it has to. */
   get size(): number {
-    if (this.isVolatile) return this.#source.device().size;
+    if (this.isVolatile) return this.#source.mostBytes ?? this.#source.device().size;
     return (this.#size ??= this.#source.device().size);
   }
 
@@ -154,6 +158,7 @@ export class FileNode implements DiskView {
     const { size } = this;
     if (!(offset < size)) return -1;
     const wantsHole = whence === Whence.SEEK_HOLE;
+    if (this.#source.mostBytes !== undefined) return wantsHole ? size : offset;
     const extents: Iterable<Extent> = this.#source
       .device()
       .extents(this.offset + offset, size - offset);
@@ -229,6 +234,11 @@ export class FileTree {
   /** The disk that accepts writes, where one does. */
   get disk(): WritableDisk | undefined {
     return this.options.disk;
+  }
+
+  /** Whether files change although nothing is written. */
+  get hasLiveTexts(): boolean {
+    return this.options.hasLiveTexts === true;
   }
 
   /** How many nodes have been seen. */

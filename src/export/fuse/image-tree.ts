@@ -6,6 +6,7 @@
  *     snapshots/ID-NAME/disk.raw, …     the same for each internal snapshot
  *     layers/NUMBER-NAME.raw            the disk as each layer of the chain saw it; 0 is the base
  *     info.json, map.json               texts, made when they are first looked at
+ *     stats, stats.json                 what was asked for and read so far
  */
 
 import type { BlockDevice } from '../../device/block-device.ts';
@@ -14,7 +15,7 @@ import type { Partition, PartitionTable } from '../../format/partition/index.ts'
 import { openSource } from './file-tree.ts';
 import type { FileSource, TreeEntry } from './file-tree.ts';
 import { UniqueNames } from './names.ts';
-import { ChangingTextSource, LimitedSources, TextSource } from './sources.ts';
+import { ChangingTextSource, LimitedSources, LiveTextSource, TextSource } from './sources.ts';
 import type { WritableDisk } from './writable-disk.ts';
 
 /** An internal snapshot. */
@@ -38,6 +39,15 @@ export interface ImageParts {
   layers: readonly { name: string; device: BlockDevice }[];
   /** Texts in pieces, by file name. */
   texts: Readonly<Record<string, () => Iterable<string>>>;
+  /** Texts that are different whenever somebody looks, by file name (default: there are none). */
+  liveTexts?: Readonly<Record<string, LiveText>> | undefined;
+}
+
+/** A text about what goes on. */
+export interface LiveText {
+  content: () => string;
+  /** Bytes that it never exceeds. */
+  longest: () => number;
 }
 
 /** A partition, and the name of its file. */
@@ -90,6 +100,9 @@ export function imageTree(parts: ImageParts): ImageTree {
           ? new TextSource(content)
           : new ChangingTextSource(content, () => writable.changes);
       yield { kind: 'file', name, source };
+    }
+    for (const [name, { content, longest }] of Object.entries(parts.liveTexts ?? {})) {
+      yield { kind: 'file', name, source: new LiveTextSource(content, longest) };
     }
   };
   return { entries, partitions, snapshotDirectories, layerFiles };

@@ -326,6 +326,16 @@ export class ReplyBuffer {
     return length;
   }
 
+  /** The error number of the reply that was finished last; 0 for none. */
+  get errno(): number {
+    return -this.#words[1]! >>> 0;
+  }
+
+  /** What {@link putWritten} put last. */
+  get written(): number {
+    return this.#words[4]!;
+  }
+
   /** `fuse_init_out`; returns its bytes. */
   putInit(init: InitReply): number {
     const words = this.#words;

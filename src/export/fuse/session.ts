@@ -8,6 +8,7 @@
  * Requests that change something are answered by `write-requests.ts`.
  */
 
+import type { RequestStats } from '../../util/request-stats.ts';
 import { errnoOf, Errno } from './errno.ts';
 import type { ErrorLog } from './error-log.ts';
 import { fileErrno } from './file-tree.ts';
@@ -29,6 +30,8 @@ import {
   Size,
   Whence,
 } from './protocol.ts';
+import { RequestCounter } from './request-counter.ts';
+import type { SharedTexts } from './shared-texts.ts';
 import { KeptTexts } from './sources.ts';
 import type { WritableDisk } from './writable-disk.ts';
 import { MAX_WRITE_BYTES, WriteRequests } from './write-requests.ts';
@@ -92,6 +95,10 @@ export interface SessionOptions {
   directIo?: boolean;
   /** Keeps files coherent that show the same bytes, where the disk accepts writes. */
   invalidations?: Invalidations;
+  /** Where requests are counted (default: they are not). */
+  stats?: RequestStats | undefined;
+  /** Texts of open files, for all sessions of the mount. */
+  sharedTexts?: SharedTexts | undefined;
 }
 
 /** One connection to the kernel. */
@@ -105,7 +112,8 @@ export class FuseSession {
   readonly #writes: WriteRequests | undefined;
   readonly #attributesSeconds: number;
   /** What volatile files hold for those who opened them, by handle. */
-  readonly #keptTexts = new KeptTexts();
+  readonly #keptTexts: KeptTexts;
+  readonly #counter: RequestCounter | undefined;
   #flags = 0;
 
   constructor(tree: FileTree, log: ErrorLog, options: SessionOptions = {}) {
@@ -115,8 +123,10 @@ export class FuseSession {
     const isWritable = tree.disk !== undefined;
     this.request = new RequestBuffer(isWritable ? WRITE_REQUEST_BYTES : REQUEST_BYTES);
     this.#attributesSeconds = isWritable ? CHANGING_SECONDS : VALID_SECONDS;
-    if (!isWritable) return;
+    this.#keptTexts = new KeptTexts(0, options.sharedTexts);
     const { request, reply } = this;
+    this.#counter = options.stats && new RequestCounter(options.stats, request, reply);
+    if (!isWritable) return;
     this.#writes = new WriteRequests({
       request,
       reply,
@@ -132,6 +142,7 @@ export class FuseSession {
     const { request, reply } = this;
     const { disk } = this.#tree;
     const writes = this.#writes;
+    const counter = this.#counter;
     if (writes !== undefined) writes.answersEarly = true;
     while (!shouldStop()) {
       const length = channel.receive(
@@ -144,8 +155,12 @@ export class FuseSession {
         continue;
       }
       request.length = length;
+      const receivedAt = counter === undefined ? 0 : performance.now();
       const replyLength = this.handle();
-      if (replyLength !== NO_REPLY) channel.send(reply.bytes, replyLength);
+      if (replyLength !== NO_REPLY) {
+        channel.send(reply.bytes, replyLength);
+        counter?.count(replyLength, performance.now() - receivedAt);
+      }
       writes?.complete();
       if (request.opcode === Opcode.INIT) this.#options.onReady?.();
       else if (disk?.isFlushOverdue === true) this.#flushUnasked();
@@ -276,7 +291,8 @@ export class FuseSession {
     // A newer major version is answered with ours, and the kernel asks again.
     this.#flags = request.u32(Argument.initFlags) & WANTED_FLAGS;
     // A file that is opened without being asked about goes through the cache.
-    if (this.#options.directIo === true) this.#flags &= ~InitFlag.NO_OPEN_SUPPORT;
+    const isCacheAll = this.#options.directIo !== true && !this.#tree.hasLiveTexts;
+    if (!isCacheAll) this.#flags &= ~InitFlag.NO_OPEN_SUPPORT;
     if (this.#writes !== undefined) {
       // Whoever opens a file for writing that is only to be read has to hear of it.
       this.#flags &= ~InitFlag.NO_OPEN_SUPPORT;

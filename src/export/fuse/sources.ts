@@ -4,6 +4,7 @@ import type { BlockDevice } from '../../device/block-device.ts';
 import { MemoryDevice } from '../../device/memory.ts';
 import { Qcow2Error } from '../../errors.ts';
 import type { FileSource } from './file-tree.ts';
+import type { SharedTexts } from './shared-texts.ts';
 
 /** Devices that a {@link LimitedSources} keeps open. An open snapshot holds an L1 table. */
 const MAX_OPEN_DEVICES = 8;
@@ -109,21 +110,61 @@ export class ChangingTextSource implements FileSource {
   }
 }
 
+/**
+ * A text that is different whenever somebody looks, like those of `/proc` and `/sys`. Its size is one
+ * that it never exceeds: whoever reads it meets the end before.
+ */
+export class LiveTextSource implements FileSource {
+  readonly isOpen = false;
+  readonly #content: () => string;
+  readonly #longest: () => number;
+  #mostBytes: number | undefined;
+
+  /** @param longest bytes that the text never exceeds */
+  constructor(content: () => string, longest: () => number) {
+    this.#content = content;
+    this.#longest = longest;
+  }
+
+  /** Whole pages, which tells those who know `/sys` what kind of file it is. */
+  get mostBytes(): number {
+    return (this.#mostBytes ??= Math.ceil(this.#longest() / PAGE_BYTES) * PAGE_BYTES);
+  }
+
+  device(): BlockDevice {
+    return this.snapshot();
+  }
+
+  /** @throws whatever making it throws */
+  snapshot(): MemoryDevice {
+    return new MemoryDevice(Buffer.from(this.#content()));
+  }
+}
+
+const PAGE_BYTES = 4096;
+
 /** Texts that are kept as they were for those who opened them; each may be long. */
 const MAX_KEPT_TEXTS = 8;
 
 /** Texts as they were when they were opened, by handle. */
 export class KeptTexts {
   readonly #texts = new Map<number, BlockDevice>();
+  readonly #shared: SharedTexts | undefined;
   #lastHandle: number;
 
-  /** @param above all handles are greater than this */
-  constructor(above = 0) {
+  /**
+   * @param above all handles are greater than this
+   * @param shared where those go that have room there: another thread may be asked for them
+   */
+  constructor(above = 0, shared?: SharedTexts) {
     this.#lastHandle = above;
+    this.#shared = shared;
   }
 
   /** Returns the handle. Of too many texts the oldest is given up. */
   keep(text: BlockDevice): number {
+    const shared = this.#shared?.keep(text);
+    if (shared !== undefined) return shared;
     if (this.#texts.size === MAX_KEPT_TEXTS) {
       const [oldest] = this.#texts.keys();
       this.#texts.delete(oldest!);
@@ -134,7 +175,7 @@ export class KeptTexts {
 
   /** The text of a handle; undefined for one that is not known, or was given up. */
   at(handle: number): BlockDevice | undefined {
-    return this.#texts.get(handle);
+    return this.#texts.get(handle) ?? this.#shared?.at(handle);
   }
 
   /** Gives a text up; nothing happens if there is none of that handle. */
