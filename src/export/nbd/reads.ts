@@ -1,7 +1,8 @@
 /**
  * Answering reads: at once where the reply fits a buffer, otherwise a piece at a time, copied or
  * sent by the host from its file. Where replies are structured, what is known to be zeroes is told
- * and not sent, and a read that fails is answered up to the block that cannot be read.
+ * and not sent, a read that fails is answered up to the block that cannot be read, and between the
+ * chunks of a long reply others have their turn.
  */
 
 import { fstatSync } from 'node:fs';
@@ -19,6 +20,14 @@ const DIRECT_COST = 0.25;
 const PIECE_BYTES = 256 * 1024;
 /** Most bytes that one call has the host send. */
 const DIRECT_PIECE_BYTES = 512 * 1024;
+/** Most bytes of a chunk, where a read may be answered with several. Fewer cost throughput. */
+const CHUNK_BYTES = 2 * 1024 * 1024;
+/** The same for a client that has asked for less meanwhile, and may do so again. */
+const MIXED_CHUNK_BYTES = 512 * 1024;
+/** How many chunks of long reads are that short after it has. */
+const MIXED_CHUNKS = 32;
+/** Long reads that may wait for each other; no more requests are looked at while there are so many. */
+const MAX_WAITING = 128;
 /** Shortest read whose bytes are sent from the host file; for less, copying is cheaper. */
 const MIN_DIRECT_BYTES = 32 * 1024;
 /** Shortest read that is looked at for zeroes that need not be sent. */
@@ -63,6 +72,8 @@ interface Job {
   /** The next byte to be sent, and how many there are. */
   offset: number;
   remaining: number;
+  /** Bytes from `offset` on that are known to be data. */
+  dataLength: number;
   /** What of the header of the current chunk, or of the simple reply, has not been sent. */
   header: Uint8Array;
   /** Bytes of the current chunk that have not been sent. */
@@ -70,6 +81,12 @@ interface Job {
   /** Whether the host sends them from its file. */
   isDirect: boolean;
 }
+
+/** What a {@link Job} begins with, besides its request. */
+type JobStyle = Pick<Job, 'isChunked' | 'isDirect' | 'dataLength'>;
+
+/** In one chunk, or a simple reply, that is read and not sent by the host. */
+const COPIED: JobStyle = { isChunked: false, isDirect: false, dataLength: 0 };
 
 const NOTHING = new Uint8Array(0);
 
@@ -88,7 +105,13 @@ export class Reads {
   readonly #replies: Replies;
   /** By descriptor; one that has become another file's costs time at most. */
   readonly #sparseFiles = new Map<number, boolean>();
+  /** The one whose chunk, or whole reply, has begun. */
   #job: Job | undefined;
+  /** Those that wait for their turn, oldest first. */
+  readonly #waiting: Job[] = [];
+  #isOldestNext = false;
+  /** Chunks of {@link MIXED_CHUNK_BYTES} that are still to come. */
+  #mixedChunks = 0;
 
   constructor(context: ReadContext) {
     this.#context = context;
@@ -96,9 +119,50 @@ export class Reads {
     this.#replies = context.replies;
   }
 
-  /** Whether a reply has begun that {@link continue} is to go on with, before any other. */
+  /** Whether a chunk, or a whole reply, has begun that {@link continue} is to go on with first. */
   get isBusy(): boolean {
     return this.#job !== undefined;
+  }
+
+  /** Whether long reads wait for {@link resume}. */
+  get hasWaiting(): boolean {
+    return this.#waiting.length > 0;
+  }
+
+  /** Whether no more reads may be started. */
+  get isFull(): boolean {
+    return this.#waiting.length >= MAX_WAITING;
+  }
+
+  get #chunkBytes(): number {
+    return this.#mixedChunks > 0 ? MIXED_CHUNK_BYTES : CHUNK_BYTES;
+  }
+
+  /**
+   * Chooses one of those that wait, for {@link continue}: in turn the oldest, and the one that has the
+   * least to send. So reads of one length are answered in their order, a shorter one does not wait
+   * for a longer one, and none waits for ever.
+   */
+  resume(): void {
+    this.#isOldestNext = !this.#isOldestNext;
+    if (this.#mixedChunks > 0) this.#mixedChunks--;
+    let index = 0;
+    if (!this.#isOldestNext) {
+      for (const [other, { remaining }] of this.#waiting.entries()) {
+        if (remaining < this.#waiting[index]!.remaining) index = other;
+      }
+    }
+    const job = this.#waiting.splice(index, 1)[0]!;
+    this.cost = 0;
+    // The file may have been cut short since it was looked at.
+    const isDirect = job.isDirect && this.#directRange(job.offset, job.remaining) !== undefined;
+    if (job.isChunked || isDirect) this.#begin(job);
+    else this.#answerWhole(job.request, 1);
+  }
+
+  /** Forgets those that wait. */
+  close(): void {
+    this.#waiting.length = 0;
   }
 
   /**
@@ -112,23 +176,33 @@ export class Reads {
       this.#replies.done(request);
       return;
     }
+    if (this.hasWaiting && length <= MIXED_CHUNK_BYTES) this.#mixedChunks = MIXED_CHUNKS;
     const isSimple = this.#replies.style === 'simple';
     const isWhole = isSimple || (request.flags & CommandFlag.NBD_CMD_FLAG_DF) !== 0;
     const range = length < MIN_DIRECT_BYTES ? undefined : this.#directRange(offset, length);
     const mayBeSparse = !isWhole && length >= MIN_SPARSE_BYTES;
     // What is in one piece has no zeroes that an image knows of, but a host file may have holes.
     if (range !== undefined && !(mayBeSparse && this.#isSparse(range.descriptor))) {
-      this.#startJob(request, { isChunked: false, isDirect: true });
+      const isChunked = !isWhole && length > this.#chunkBytes;
+      this.#startJob(request, { isChunked, isDirect: true, dataLength: length });
       return;
     }
     if (mayBeSparse) {
-      this.#startJob(request, { isChunked: true, isDirect: false });
+      this.#startJob(request, { isChunked: true, isDirect: false, dataLength: 0 });
       return;
     }
+    if (length > this.#chunkBytes) this.#startJob(request, COPIED);
+    else this.#answerWhole(request, pending);
+  }
+
+  /** Answers a read in one piece, as far as there is memory for that. */
+  #answerWhole(request: Request, pending: number): void {
+    const { offset, length, flags } = request;
+    const isSimple = this.#replies.style === 'simple';
     const { writer, dataHeaderBytes } = this.#replies;
     const total = dataHeaderBytes + length;
     if (!writer.reserve(total, total * pending)) {
-      if (isSimple) this.#startJob(request, { isChunked: false, isDirect: false });
+      if (isSimple) this.#begin(this.#jobOf(request, COPIED));
       else this.#replies.error(request, Failures.noMemory);
       return;
     }
@@ -138,6 +212,7 @@ export class Reads {
     try {
       this.#device.read(payload, offset);
     } catch (error) {
+      const isWhole = isSimple || (flags & CommandFlag.NBD_CMD_FLAG_DF) !== 0;
       this.#fail(request, { payload, offset, error, isWhole });
       return;
     }
@@ -152,7 +227,9 @@ export class Reads {
     const costOfByte = job.isDirect ? DIRECT_COST : 1;
     const progress = this.#continue(job);
     this.cost = (before - job.remaining) * costOfByte;
-    if (job.remaining === 0) this.#job = undefined;
+    if (job.remaining > 0 && job.inChunk > 0) return progress;
+    this.#job = undefined;
+    if (job.remaining > 0) this.#waiting.push(job);
     return progress;
   }
 
@@ -167,12 +244,21 @@ export class Reads {
     return length === 0 || this.#sendPiece(job, length) ? 'sent' : 'broken';
   }
 
-  #startJob(request: Request, how: { isChunked: boolean; isDirect: boolean }): void {
+  #startJob(request: Request, how: JobStyle): void {
+    const job = this.#jobOf(request, how);
+    if (request.length > this.#chunkBytes) this.#waiting.push(job);
+    else this.#begin(job);
+  }
+
+  #jobOf(request: Request, how: JobStyle): Job {
     const { offset, length } = request;
     const copy = request.copy();
-    const job = { ...how, request: copy, offset, remaining: length, header: NOTHING, inChunk: 0 };
+    return { ...how, request: copy, offset, remaining: length, header: NOTHING, inChunk: 0 };
+  }
+
+  #begin(job: Job): void {
     this.#job = job;
-    if (!how.isChunked) this.#beginChunk(job, length);
+    if (!job.isChunked) this.#beginChunk(job, job.remaining);
   }
 
   /** Begins a chunk of data, or the simple reply. */
@@ -187,22 +273,27 @@ export class Reads {
   /** Begins the next chunk of a chunked reply, and sends it whole if that is possible. */
   #nextChunk(job: Job): ReadProgress {
     const { request, offset, remaining } = job;
-    let run: Extent;
-    try {
-      run = firstExtent(this.#device, offset, remaining);
-    } catch (error) {
-      this.#context.onError(error);
-      this.#replies.error(request, failureOf(error), offset);
-      job.remaining = 0;
-      return 'sent';
+    if (job.dataLength === 0) {
+      let run: Extent;
+      try {
+        run = firstExtent(this.#device, offset, remaining);
+      } catch (error) {
+        this.#context.onError(error);
+        this.#replies.error(request, failureOf(error), offset);
+        job.remaining = 0;
+        return 'sent';
+      }
+      const { length } = run;
+      if (run.zero) {
+        this.#replies.hole(request, { offset, length, isLast: length === remaining });
+        job.offset += length;
+        job.remaining -= length;
+        return 'sent';
+      }
+      // What is written meanwhile may make it zeroes, which can be sent all the same.
+      job.dataLength = length;
     }
-    const { length } = run;
-    if (run.zero) {
-      this.#replies.hole(request, { offset, length, isLast: length === remaining });
-      job.offset += length;
-      job.remaining -= length;
-      return 'sent';
-    }
+    const length = Math.min(job.dataLength, this.#chunkBytes);
     job.isDirect = length >= MIN_DIRECT_BYTES && this.#directRange(offset, length) !== undefined;
     if (job.isDirect) this.#beginChunk(job, length);
     else this.#sendChunk(job, Math.min(length, PIECE_BYTES));
@@ -230,6 +321,7 @@ export class Reads {
     writer.commit(total);
     job.offset += length;
     job.remaining -= length;
+    job.dataLength -= length;
   }
 
   /**
@@ -306,6 +398,7 @@ export class Reads {
   #count(job: Job, length: number): void {
     job.offset += length;
     job.remaining -= length;
+    job.dataLength -= length;
     job.inChunk -= length;
   }
 

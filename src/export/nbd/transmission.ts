@@ -6,7 +6,8 @@
  *
  * Devices are synchronous: what is done at once is answered in the order of the requests. Trimming,
  * zeroing and reading ahead are done a piece at a time, between the other requests, and answered
- * when they are done.
+ * when they are done. Long reads wait for the shorter ones that came after them, but for no more of
+ * them than they send themselves.
  *
  * Specification: `doc/proto.md`, "Transmission" and "Request types".
  */
@@ -34,6 +35,8 @@ export type { DirectOutput } from './reads.ts';
 const TURN_BYTES = 512 * 1024;
 /** Cost of a request besides the bytes that it reads or writes. */
 const REQUEST_COST = 2048;
+/** Cost that other requests may cause before it is a waiting read's turn. */
+const SHARE_BYTES = 256 * 1024;
 /** Requests under way that take more than one turn; the next one waits. */
 const MAX_TASKS = 16;
 
@@ -98,6 +101,8 @@ export class Transmission {
   #incoming: IncomingWrite | IncomingFilter | undefined;
   /** Requests that are being worked on a piece at a time, oldest first. */
   readonly #tasks: RangeTask[] = [];
+  /** Cost of other requests since a waiting read had its turn. */
+  #costSinceRead = 0;
   #isLeaving = false;
 
   constructor(device: BlockDevice, context: TransmissionContext) {
@@ -127,9 +132,22 @@ export class Transmission {
     return result;
   }
 
+  /** Whether a payload is still arriving. */
+  get isReceiving(): boolean {
+    return this.#incoming !== undefined;
+  }
+
+  /** Whether nothing is under way: all that `run` was given is answered. */
+  get isIdle(): boolean {
+    const { isBusy, hasWaiting } = this.#reads;
+    const isWorking = isBusy || hasWaiting || this.#tasks.length > 0;
+    return !isWorking && !this.isReceiving && !this.#isLeaving;
+  }
+
   /** Gives back what is held for requests that were not finished. */
   close(): void {
     this.#incoming?.release();
+    this.#reads.close();
     this.#tasks.length = 0;
   }
 
@@ -146,34 +164,57 @@ export class Transmission {
           return this.#violation('a read failed in the middle of its reply');
         continue;
       }
-      if (this.#incoming !== undefined) {
-        const before = this.#incoming.remaining;
-        const incoming = this.#incoming;
-        const isComplete = this.#receive(incoming, input);
-        cost += before - incoming.remaining;
-        if (!isComplete) return this.#rest();
-        continue;
-      }
-      const at = this.position;
-      const mustFinish = this.#isLeaving || this.#tasks.length >= MAX_TASKS;
-      if (mustFinish || input.length - at < this.#headerBytes) return this.#rest();
-      if (readU32(input, at) !== this.#magic) {
-        return this.#violation('a request does not begin with NBD_REQUEST_MAGIC');
-      }
-      const request = this.#request;
-      request.load(input, at, this.#style);
-      this.position = at + this.#headerBytes;
-      const problem = this.#payloadViolation(request);
-      if (problem !== undefined) return this.#violation(problem);
-      if (request.type === Command.NBD_CMD_READ) {
-        this.#read(request, input.length - at);
+      const spent = this.#isReadNext ? undefined : this.#take(input);
+      if (typeof spent === 'string') return spent;
+      if (spent !== undefined) {
+        cost += spent;
+        this.#costSinceRead += this.#reads.hasWaiting ? REQUEST_COST + spent : 0;
+      } else if (this.#reads.hasWaiting) {
+        this.#costSinceRead = 0;
+        this.#reads.resume();
         cost += this.#reads.cost;
-      } else if (request.type === Command.NBD_CMD_DISC) {
-        this.#isLeaving = true;
       } else {
-        cost += this.#other(request);
+        return this.#rest();
       }
     }
+  }
+
+  /** Whether a read that waits has waited long enough. */
+  get #isReadNext(): boolean {
+    return this.#reads.hasWaiting && this.#costSinceRead >= SHARE_BYTES;
+  }
+
+  /**
+   * Handles what is next in the input: a request, or some payload.
+   * @returns what that cost; undefined if there is nothing to handle, or it has to wait
+   */
+  #take(input: Uint8Array): number | TransmissionResult | undefined {
+    if (this.#incoming !== undefined) {
+      const incoming = this.#incoming;
+      const before = incoming.remaining;
+      // Where it is not complete, there is no more of it now.
+      return this.#receive(incoming, input) ? before - incoming.remaining : undefined;
+    }
+    const at = this.position;
+    const mustFinish = this.#isLeaving || this.#tasks.length >= MAX_TASKS || this.#reads.isFull;
+    if (mustFinish || input.length - at < this.#headerBytes) return undefined;
+    if (readU32(input, at) !== this.#magic) {
+      return this.#violation('a request does not begin with NBD_REQUEST_MAGIC');
+    }
+    const request = this.#request;
+    request.load(input, at, this.#style);
+    this.position = at + this.#headerBytes;
+    const problem = this.#payloadViolation(request);
+    if (problem !== undefined) return this.#violation(problem);
+    if (request.type === Command.NBD_CMD_READ) {
+      this.#read(request, input.length - at);
+      return this.#reads.cost;
+    }
+    if (request.type === Command.NBD_CMD_DISC) {
+      this.#isLeaving = true;
+      return 0;
+    }
+    return this.#other(request);
   }
 
   /** Works on what takes long; the result when there is nothing else to do. */

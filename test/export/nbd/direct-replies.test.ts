@@ -8,7 +8,7 @@ import { Qcow2Error } from '../../../src/errors.ts';
 import { BufferPool, ReplyWriter } from '../../../src/export/nbd/reply-writer.ts';
 import type { DirectOutput } from '../../../src/export/nbd/transmission.ts';
 import { Transmission } from '../../../src/export/nbd/transmission.ts';
-import { CMD, EIO, pattern, request, simpleReply } from './wire.ts';
+import { CMD, EIO, pattern, request, simpleReplies, simpleReply } from './wire.ts';
 
 const KiB = 1024;
 const DISK = pattern(3 * KiB * KiB);
@@ -169,13 +169,18 @@ describe('a long read of bytes in a host file', () => {
         fc.oneof(fc.constant(Infinity), fc.integer({ min: 0, max: 10 })),
         (reads, takes, lastCall) => {
           const device = new HostedDevice(DISK);
-          const input = Buffer.concat(reads.map(([offset, length]) => read(offset, length)));
+          const input = Buffer.concat(
+            reads.map(([offset, length], index) => read(offset, length, BigInt(index))),
+          );
           const socket = new FakeSocket(device, takes, lastCall);
           const { sent, result } = answer(input, device, socket);
-          const expected = reads.map(([offset, length]) =>
-            simpleReply(0, 7n, DISK.subarray(offset, offset + length)),
-          );
-          expect(sent.equals(Buffer.concat(expected))).toBe(true);
+          const replies = simpleReplies(sent, (cookie) => reads[Number(cookie)]![1]);
+          expect(replies).toHaveLength(reads.length);
+          for (const [index, [offset, length]] of reads.entries()) {
+            const reply = replies.find(({ cookie }) => cookie === BigInt(index));
+            expect(reply?.error).toBe(0);
+            expect(reply?.data.equals(DISK.subarray(offset, offset + length))).toBe(true);
+          }
           expect(result).toBe('wait');
         },
       ),

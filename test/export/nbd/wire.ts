@@ -210,3 +210,25 @@ export function pattern(length: number): Buffer {
   for (let at = 0; at + 4 <= length; at += 4) bytes.writeUInt32LE((at * 2654435761) >>> 0, at);
   return bytes;
 }
+
+/**
+ * Takes simple replies apart that may come in any order.
+ * @param lengthOf bytes of data that belong to a cookie, unless its request failed
+ */
+export function simpleReplies(
+  bytes: Buffer,
+  lengthOf: (cookie: bigint) => number,
+): { cookie: bigint; error: number; data: Buffer }[] {
+  const found: { cookie: bigint; error: number; data: Buffer }[] = [];
+  for (let at = 0; at < bytes.length;) {
+    if (bytes.readUInt32BE(at) !== 0x67446698) throw new Error(`no reply begins at byte ${at}`);
+    const error = bytes.readUInt32BE(at + 4);
+    const cookie = bytes.readBigUInt64BE(at + 8);
+    const length = error === 0 ? lengthOf(cookie) : 0;
+    const data = bytes.subarray(at + 16, at + 16 + length);
+    if (data.length < length) throw new Error('the last reply is not whole');
+    found.push({ cookie, error, data });
+    at += 16 + length;
+  }
+  return found;
+}
