@@ -3,7 +3,7 @@
 import { spawnSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { Qcow2Error } from '../errors.ts';
-import { loadLibc } from './libc.ts';
+import { errnoName, loadLibc } from './libc.ts';
 import { firstLine, missingProgram } from './mount-errors.ts';
 import { MOUNT_FLAGS } from './mount.ts';
 
@@ -108,8 +108,7 @@ function tryMount(
   );
   const bits = flags.reduce((sum, name) => sum | (MOUNT_FLAGS[name] ?? 0), 0);
   if (Number(mount(device, directory, type, bits, options.join(','))) === 0) return undefined;
-  const errno = libc.errno();
-  return Object.keys(libc.errnos).find((name) => libc.errnos[name] === errno) ?? `errno ${errno}`;
+  return errnoName(libc, libc.errno());
 }
 
 /** Brings what was written to a filesystem to its device; does what it can (sync(1)). */

@@ -66,3 +66,8 @@ export function requireLibc(purpose: string): Libc {
   }
   return libc;
 }
+
+/** Name of an error number, as in `ENXIO`. */
+export function errnoName({ errnos }: Pick<Libc, 'errnos'>, errno: number): string {
+  return Object.keys(errnos).find((name) => errnos[name] === errno) ?? `errno ${errno}`;
+}

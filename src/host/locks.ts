@@ -13,7 +13,7 @@
 
 import { fstatSync } from 'node:fs';
 import { hostError, Qcow2Error } from '../errors.ts';
-import { loadLibc } from './libc.ts';
+import { errnoName, loadLibc } from './libc.ts';
 import type { Libc } from './libc.ts';
 import { findLockHolders } from './lock-holders.ts';
 import type { LockHolder } from './lock-holders.ts';
@@ -180,8 +180,7 @@ function missingLibc(path: string): Qcow2Error {
 }
 
 function lockFailure(libc: Libc, path: string, errno: number): Qcow2Error {
-  const name = Object.keys(libc.errnos).find((key) => libc.errnos[key] === errno);
-  const { problem, cause } = hostError('cannot lock it', path, { code: name ?? `errno ${errno}` });
+  const { problem, cause } = hostError('cannot lock it', path, { code: errnoName(libc, errno) });
   return new Qcow2Error('HOST', problem, {
     file: path,
     hint: 'if its filesystem has no locks and nothing else uses the image, switch locking off',

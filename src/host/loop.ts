@@ -9,7 +9,7 @@
 import { spawnSync } from 'node:child_process';
 import { closeSync, openSync, readFileSync } from 'node:fs';
 import { hostError, Qcow2Error } from '../errors.ts';
-import { loadLibc } from './libc.ts';
+import { errnoName, loadLibc } from './libc.ts';
 import type { Libc } from './libc.ts';
 import { firstLine, missingProgram } from './mount-errors.ts';
 
@@ -119,13 +119,13 @@ function configure({ libc, ioctl, control, fd }: Calls, request: LoopRequest): L
   config.write(request.name.slice(-(NAME_BYTES - 1)), CONFIG_NAME_OFFSET, NAME_BYTES - 1);
   for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
     const number = Number(ioctl(control, LOOP_CTL_GET_FREE, null));
-    if (number < 0) throw refused(file, errnoName(libc));
+    if (number < 0) throw refused(file, errnoName(libc, libc.errno()));
     const path = `/dev/loop${number}`;
     const device = openDevice(path);
     if (Number(ioctl(device, LOOP_CONFIGURE, config)) === 0) {
       return { path, release: () => closeSync(device) };
     }
-    const reason = errnoName(libc);
+    const reason = errnoName(libc, libc.errno());
     closeSync(device);
     // Before Linux 5.8 there is no such call.
     if (reason === 'EINVAL' || reason === 'ENOTTY') return attachWithProgram(request);
@@ -141,11 +141,6 @@ function openDevice(path: string): number {
   } catch (error) {
     throw hostError('cannot open the loop device', path, error);
   }
-}
-
-function errnoName(libc: Libc): string {
-  const errno = libc.errno();
-  return Object.keys(libc.errnos).find((name) => libc.errnos[name] === errno) ?? `errno ${errno}`;
 }
 
 function refused(file: string, reason: string): Qcow2Error {

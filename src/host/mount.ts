@@ -7,7 +7,7 @@ import { spawnSync } from 'node:child_process';
 import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { hostError, Qcow2Error } from '../errors.ts';
 import { mountWithFusermount, unmountWithFusermount } from './fusermount.ts';
-import { loadLibc } from './libc.ts';
+import { errnoName, loadLibc } from './libc.ts';
 import { firstLine, missingProgram, refused, unmountRefused } from './mount-errors.ts';
 import type { FuseMountOptions } from './mount-errors.ts';
 import { findMount } from './mountinfo.ts';
@@ -88,7 +88,7 @@ function mountDescriptor(fd: number, options: FuseMountOptions): void {
   );
   const flags = options.flags.reduce((bits, name) => bits | (MOUNT_FLAGS[name] ?? 0), 0);
   if (Number(mount(source, directory, type, flags, kernelOptions(fd, options))) === 0) return;
-  throw refused(directory, errnoName(libc.errnos, libc.errno()));
+  throw refused(directory, errnoName(libc, libc.errno()));
 }
 
 /** The options that FUSE itself parses. */
@@ -130,7 +130,7 @@ export function unmountFuse(directory: string, { lazy, force }: UnmountOptions =
   const flags = UMOUNT_NOFOLLOW | (lazy === true || force === true ? MNT_DETACH : 0);
   const bits = flags | (force === true ? MNT_FORCE : 0);
   if (Number(umount2(directory, bits)) === 0) return;
-  throw unmountRefused(directory, errnoName(libc.errnos, libc.errno()));
+  throw unmountRefused(directory, errnoName(libc, libc.errno()));
 }
 
 function unmountWithProgram(directory: string, { lazy, force }: Required<UnmountOptions>): void {
@@ -141,10 +141,6 @@ function unmountWithProgram(directory: string, { lazy, force }: Required<Unmount
   const { status, stderr, error } = spawnSync('umount', [...args, directory], { encoding: 'utf8' });
   if (error !== undefined) throw missingProgram('umount', error);
   if (status !== 0) throw unmountRefused(directory, firstLine(stderr));
-}
-
-function errnoName(errnos: Record<string, number>, errno: number): string {
-  return Object.keys(errnos).find((name) => errnos[name] === errno) ?? `errno ${errno}`;
 }
 
 /**

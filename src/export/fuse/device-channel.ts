@@ -9,7 +9,7 @@
  */
 
 import { readSync, writeSync } from 'node:fs';
-import { loadLibc } from '../../host/libc.ts';
+import { errnoName, loadLibc } from '../../host/libc.ts';
 import type { Libc } from '../../host/libc.ts';
 import { Errno } from './errno.ts';
 import { TIMED_OUT } from './session.ts';
@@ -97,9 +97,9 @@ function spinningReceive(fd: number, libc: Libc): Receive | undefined {
       if (length >= 0) return length;
       const errno = libc.errno();
       if (errno !== EAGAIN) {
-        const code = Object.keys(libc.errnos).find((name) => libc.errnos[name] === errno);
+        const code = errnoName(libc, errno);
         if (isEnd(code)) return 0;
-        if (!isTransient(code)) throw new Error(`cannot read /dev/fuse: ${code ?? errno}`);
+        if (!isTransient(code)) throw new Error(`cannot read /dev/fuse: ${code}`);
         continue;
       }
       const now = performance.now();
