@@ -29,7 +29,6 @@ function entryPoints() {
   const candidates = {
     index: 'src/index.ts',
     promises: 'src/promises.ts',
-    cli: 'src/cli/main.ts',
   };
   const workers = join(ROOT, 'src/worker');
   for (const file of existsSync(workers) ? readdirSync(workers).sort() : []) {
@@ -40,21 +39,15 @@ function entryPoints() {
   return Object.fromEntries(present);
 }
 
-async function bundle() {
+/** Options of all bundles. */
+function commonOptions() {
   const { version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8'));
-  const result = await build({
+  return {
     absWorkingDir: ROOT,
-    entryPoints: entryPoints(),
     outdir: DIST,
-    // Chunks lie beside the entry points: `new URL('./NAME.js', import.meta.url)` finds a worker's
-    // entry point from whichever chunk the call ended up in.
-    chunkNames: '[name]-[hash]',
     bundle: true,
-    splitting: true,
-    format: 'esm',
     platform: 'node',
     target: 'node20.19',
-    charset: 'utf8',
     external: ['koffi', 'fuse-native'],
     define: { __QCOW2_VERSION__: JSON.stringify(version) },
     // Whitespace and syntax only: names stay, for stack traces that can be read.
@@ -63,14 +56,61 @@ async function bundle() {
     legalComments: 'eof',
     write: false,
     logLevel: 'warning',
+  };
+}
+
+/** The library and the entry points of threads, as modules. */
+function buildModules() {
+  return build({
+    ...commonOptions(),
+    entryPoints: entryPoints(),
+    // Chunks lie beside the entry points: `new URL('./NAME.js', import.meta.url)` finds a worker's
+    // entry point from whichever chunk the call ended up in.
+    chunkNames: '[name]-[hash]',
+    splitting: true,
+    format: 'esm',
+    charset: 'utf8',
   });
+}
+
+/** The command, which starts a third faster as CommonJS; see src/cli/launch.ts. */
+function buildCommand() {
+  const options = commonOptions();
+  return build({
+    ...options,
+    entryPoints: { cli: 'src/cli/launch.ts', program: 'src/cli/main.ts' },
+    format: 'cjs',
+    outExtension: { '.js': '.cjs' },
+    // launch.ts reads the program as Latin-1.
+    charset: 'ascii',
+    // Everything is in one file, of which each command runs its own part.
+    supported: { 'dynamic-import': false },
+    banner: {
+      js: "'use strict'; const __moduleUrl = require('node:url').pathToFileURL(__filename).href;",
+    },
+    define: { ...options.define, 'import.meta.url': '__moduleUrl' },
+  });
+}
+
+async function bundle() {
+  const results = await Promise.all([buildModules(), buildCommand()]);
+  const outputFiles = results.flatMap((result) => result.outputFiles);
   mkdirSync(DIST, { recursive: true });
-  for (const { path, contents } of result.outputFiles) replaceFile(path, contents);
-  chmodSync(join(DIST, 'cli.js'), 0o755);
-  const built = new Set(result.outputFiles.map(({ path }) => basename(path)));
+  for (const { path, contents } of outputFiles) replaceFile(path, contents);
+  chmodSync(join(DIST, 'cli.cjs'), 0o755);
+  const built = new Set(outputFiles.map(({ path }) => basename(path)));
   for (const file of readdirSync(DIST)) {
-    if (file.endsWith('.js') && !built.has(file)) rmSync(join(DIST, file));
+    if (/\.c?js$/.test(file) && !built.has(file)) rmSync(join(DIST, file));
   }
+  cacheCode();
+}
+
+/** Keeps the code of the command, compiled; without it the command starts a little slower. */
+function cacheCode() {
+  const { status } = spawnSync(process.execPath, [join(ROOT, 'tools/cache-code.mjs')], {
+    stdio: 'inherit',
+  });
+  if (status !== 0) throw new Error('the code of the command could not be compiled (see above)');
 }
 
 /** Replaces a file in one step, so that a program that starts meanwhile finds the old or the new. */

@@ -142,7 +142,7 @@ function makeContext(settings: Settings, root: string, cleanup: Cleanup): BenchC
     cleanup,
     programs,
     images: new ImageStore(directory, programs, settings.sizeBytes),
-    qcow2: [process.execPath, path.join(root, 'dist', 'cli.js')],
+    qcow2: [process.execPath, path.join(root, 'dist', 'cli.cjs')],
     library: path.join(root, 'dist', 'index.js'),
     clients: path.join(root, 'bench', 'clients'),
     seconds: settings.seconds,

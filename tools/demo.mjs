@@ -23,7 +23,7 @@ import { NbdClient } from './demo/nbd-client.mjs';
 import { hasProgram } from './install-peers.mjs';
 import { prepare, ROOT } from './prepare.mjs';
 
-const CLI = join(ROOT, 'dist/cli.js');
+const CLI = join(ROOT, 'dist/cli.cjs');
 const IMAGE = 'images/demo.qcow2';
 const OVERLAY = 'images/demo-overlay.qcow2';
 const READ_BYTES = 1024 * 1024;

@@ -223,7 +223,8 @@ class RunningProgram {
     this.child = spawn(program, args, {
       detached: true,
       stdio: ['ignore', 'pipe', 'pipe'],
-      env: { ...process.env, LC_ALL: 'C', NO_COLOR: '1' },
+      // Where it is set, Node reads those certificates first, which takes longer than to start.
+      env: { ...process.env, LC_ALL: 'C', NO_COLOR: '1', NODE_EXTRA_CA_CERTS: undefined },
     });
     this.child.stdout?.setEncoding('utf8').on('data', (text: string) => (this.stdout += text));
     this.child.stderr?.setEncoding('utf8').on('data', (text: string) => (this.stderr += text));

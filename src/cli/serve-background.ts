@@ -26,7 +26,8 @@ export async function startInBackground(argv: readonly string[], io: CommandIo):
   const child = spawn(process.execPath, [...process.execArgv, program, ...argv], {
     detached: true,
     stdio: ['ignore', 'ignore', 'pipe', 'pipe'],
-    env: { ...process.env, [MARK]: String(process.pid) },
+    // Reading certificates would double the time that Node takes to start; --tls has its own.
+    env: { ...process.env, NODE_EXTRA_CA_CERTS: undefined, [MARK]: String(process.pid) },
   });
   const stop = (): void => void child.kill('SIGTERM');
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, stop);

@@ -76,7 +76,8 @@ export class ImageOutput {
       if (stats !== undefined) refuseInputs(file, stats, options.inputs);
       return { path: file, isNew: stats === undefined };
     });
-    yield* createSteps(path, { ...creation, format: 'qcow2', size: options.size });
+    const { size, durable } = options;
+    yield* createSteps(path, { ...creation, format: 'qcow2', size, durable });
     let image: ChainedQcow2Image | undefined;
     try {
       image = openOutput(path, options);

@@ -42,6 +42,11 @@ export interface CreateOptions extends Qcow2CreateOptions {
   withoutBacking?: boolean | undefined;
   /** Lock what is overwritten, so that no image in use is (default true). */
   lock?: boolean | undefined;
+  /**
+   * Return only once the image would survive a power cut (default true). Without it the host writes
+   * it to the disk when it likes: for images that are filled at once, and flushed then or made anew.
+   */
+  durable?: boolean | undefined;
 }
 
 const SECTOR_BYTES = 512;
@@ -68,7 +73,7 @@ export function createImage(path: string, options: CreateOptions = {}): void {
 export function* createSteps(path: string, options: CreateOptions = {}): Steps<void> {
   const backing = findBacking(path, options);
   const size = sizeFor(path, options, backing);
-  const { format = 'qcow2', preallocation = 'off' } = options;
+  const { format = 'qcow2', preallocation = 'off', lock, durable } = options;
   if (format === 'raw') {
     yield* createRaw(path, { ...options, size, preallocation });
     return;
@@ -79,7 +84,7 @@ export function* createSteps(path: string, options: CreateOptions = {}): Steps<v
   } catch (error) {
     throw error instanceof Qcow2Error ? error.inFile(path) : error;
   }
-  yield* createQcow2(path, { header, preallocation, taken: backing.files, lock: options.lock });
+  yield* createQcow2(path, { header, preallocation, taken: backing.files, lock, durable });
 }
 
 /**
@@ -116,10 +121,11 @@ interface Qcow2Plan {
   /** Files that must not be overwritten. */
   taken: ReadonlyMap<string, string>;
   lock: boolean | undefined;
+  durable: boolean | undefined;
 }
 
 function* createQcow2(path: string, plan: Qcow2Plan): Steps<void> {
-  const { header, lock = true } = plan;
+  const { header, lock = true, durable = true } = plan;
   const dataName = header.extensions.externalDataFile;
   const dataPath = dataName === undefined ? undefined : dataFilePath(path, dataName);
   const layout = layOut(plan);
@@ -128,11 +134,13 @@ function* createQcow2(path: string, plan: Qcow2Plan): Steps<void> {
     const image = files.open(path, {
       lock: lock ? LockRequests.qcow2.write : undefined,
       taken: plan.taken,
+      durable,
     });
     let data: NewFile | undefined;
     if (dataPath !== undefined) {
       const taken = new Map(plan.taken).set(image.device.identity, 'itself with its data');
-      data = files.open(dataPath, { lock: lock ? LockRequests.dataFile.write : undefined, taken });
+      const request = lock ? LockRequests.dataFile.write : undefined;
+      data = files.open(dataPath, { lock: request, taken, durable });
     }
     checkReservable(image.device, plan.preallocation);
     files.empty();
@@ -216,7 +224,7 @@ interface RawPlan extends CreateOptions {
 }
 
 function* createRaw(path: string, plan: RawPlan): Steps<void> {
-  const { size, preallocation, lock = true } = plan;
+  const { size, preallocation, lock = true, durable = true } = plan;
   if (preallocation === 'metadata')
     throw new Qcow2Error('INVALID_OPTION', 'a raw image has no metadata to preallocate', {
       file: path,
@@ -224,7 +232,7 @@ function* createRaw(path: string, plan: RawPlan): Steps<void> {
   const files = new NewFiles();
   try {
     const request = lock ? LockRequests.raw.write : undefined;
-    const { device } = files.open(path, { lock: request, taken: new Map() });
+    const { device } = files.open(path, { lock: request, taken: new Map(), durable });
     checkReservable(device, preallocation);
     if (device.isBlockDevice) device.resize(size);
     files.empty();

@@ -18,6 +18,8 @@ export interface NewFileOptions {
   lock: LockRequest | undefined;
   /** What must not be overwritten, by the identity of the file: a phrase for the error. */
   taken: ReadonlyMap<string, string>;
+  /** Whether a finished file is on the disk (default true). */
+  durable?: boolean;
 }
 
 const SECTOR_BYTES = 512;
@@ -38,12 +40,13 @@ export class NewFile {
    * @throws {Qcow2Error} `HOST` if it cannot be made or opened; `REFUSED` if it is taken, or a block
    * device that is mounted or otherwise used; `LOCKED` if somebody uses it
    */
-  constructor(path: string, { lock, taken }: NewFileOptions) {
+  constructor(path: string, { lock, taken, durable = true }: NewFileOptions) {
     this.path = path;
     this.isNew = makeFile(path);
     try {
       if (!this.isNew) this.#hold = holdBlockDevice(path);
       this.device = new FileDevice(path, { writable: true, growable: true });
+      this.device.durable = durable;
       this.#prepare(lock, taken);
     } catch (error) {
       this.abandon();
@@ -62,7 +65,7 @@ export class NewFile {
     }
   }
 
-  /** Closes the finished file, which is on the disk then. */
+  /** Closes the finished file, which is on the disk then unless it need not be. */
   finish(): void {
     try {
       this.device.close();

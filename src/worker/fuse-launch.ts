@@ -28,6 +28,8 @@ export async function launchMount(request: MountRequest): Promise<MountSummary> 
     detached: true,
     // Not the current directory, which would stay in use for as long as the mount.
     cwd: '/',
+    // Reading certificates would double the time that Node takes to start, for nothing.
+    env: { ...process.env, NODE_EXTRA_CA_CERTS: undefined },
     stdio: ['ignore', logFd, logFd, 'pipe'],
   });
   closeSync(logFd);

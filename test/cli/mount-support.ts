@@ -16,7 +16,7 @@ import { run, tryRun } from '../support/qemu.ts';
 import type { RunResult } from '../support/qemu.ts';
 import { temporaryDirectoryPerTest } from '../support/temp.ts';
 
-export const CLI = fileURLToPath(new URL('../../dist/cli.js', import.meta.url));
+export const CLI = fileURLToPath(new URL('../../dist/cli.cjs', import.meta.url));
 
 /** What `mounts --output=json` says of a mount. */
 export interface MountLine {
@@ -113,7 +113,7 @@ export function copyWithoutPackages(directory: string): string {
     filter: (path) => !path.includes('types'),
   });
   writeFileSync(join(directory, 'package.json'), '{ "type": "module" }');
-  return join(directory, 'cli.js');
+  return join(directory, 'cli.cjs');
 }
 
 /** For use inside a `describe`: a bench for each test, cleared after it. */

@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { afterEach } from 'vitest';
 
 /** The built command. */
-export const CLI = join(fileURLToPath(new URL('../../', import.meta.url)), 'dist/cli.js');
+export const CLI = join(fileURLToPath(new URL('../../', import.meta.url)), 'dist/cli.cjs');
 
 /** A server that clients can connect to. */
 export interface ServeProcess {

@@ -57,5 +57,5 @@ export async function main(args: string[]): Promise<number> {
 
 /** The built command; this program is bundled into test/.cache. */
 function cli(): string {
-  return join(import.meta.dirname, '../../dist/cli.js');
+  return join(import.meta.dirname, '../../dist/cli.cjs');
 }
