@@ -50,7 +50,7 @@ const CREATION_ROWS: readonly OptionRow[] = [
   same(
     'compression_type',
     [made('compression_type=zstd'), made('compression_type=zlib'), notMade('compression_type=lz4')],
-    'zstd needs Node 22.15, or the package @bokuweb/zstd-wasm',
+    'zstd needs Node 22.15, the system’s libzstd, or the package @bokuweb/zstd-wasm',
   ),
   same('preallocation', [
     ...['off', 'metadata', 'falloc', 'full'].map((mode) => made(`preallocation=${mode}`)),
@@ -192,7 +192,7 @@ export const CREATE: Subcommand = {
     objectRow('@new.raw 1M'),
     better(
       '(an interrupt)',
-      'what was not finished is removed; killed, it is marked so that nobody opens it',
+      'what was not finished is removed; killed, it lacks the header that would make it an image',
       [],
     ),
   ],
@@ -210,8 +210,9 @@ function notConverted(args: string): OptionCase {
 }
 
 const SAFE =
-  'what is not finished is removed, or told to be incomplete; an output that is an input, by whatever ' +
-  'name, a block device in use, or an image that somebody has open is refused';
+  'what is not finished is removed, or told to be incomplete; killed, a qcow2 output is marked so that ' +
+  'nobody opens it (not with compat=0.10); an output that is an input, by whatever name, a block device ' +
+  'in use, or an image that somebody has open is refused';
 
 export const CONVERT: Subcommand = {
   name: 'convert',
