@@ -5,16 +5,8 @@
  * {@link requireLibc}. It is loaded at the first use, because loading costs some milliseconds.
  */
 
-import { createRequire } from 'node:module';
 import { Qcow2Error } from '../errors.ts';
-
-/** The part of koffi's interface that is used here. */
-interface Koffi {
-  load(path: string): { func(prototype: string): (...values: unknown[]) => unknown };
-  errno(): number;
-  address(bytes: Uint8Array): bigint;
-  os: { errno: Record<string, number> };
-}
+import { loadKoffi } from './koffi.ts';
 
 /** A C library that has been loaded. */
 export interface Libc {
@@ -35,7 +27,7 @@ let failure: unknown;
 export function loadLibc(): Libc | undefined {
   if (loaded === undefined && failure === undefined) {
     try {
-      const koffi = createRequire(import.meta.url)('koffi') as Koffi;
+      const koffi = loadKoffi();
       const library = koffi.load(process.platform === 'darwin' ? 'libSystem.dylib' : 'libc.so.6');
       loaded = {
         func: (prototype) => library.func(prototype),

@@ -3,12 +3,7 @@
  * Linux systems have it, because their package managers need it.
  */
 
-import { createRequire } from 'node:module';
-
-/** The part of koffi's interface that is used here. */
-interface Koffi {
-  load(path: string): { func(prototype: string): (...values: unknown[]) => unknown };
-}
+import { loadKoffi } from './koffi.ts';
 
 /** A zstd library that has been loaded. */
 export interface Libzstd {
@@ -41,7 +36,7 @@ export function loadLibzstd(): Libzstd | undefined {
 }
 
 function load(): Libzstd {
-  const koffi = createRequire(import.meta.url)('koffi') as Koffi;
+  const koffi = loadKoffi();
   const library = koffi.load(process.platform === 'darwin' ? 'libzstd.1.dylib' : 'libzstd.so.1');
   const context = library.func('void *ZSTD_createCCtx()')();
   if (context === null) throw new Error('no memory for the library');
