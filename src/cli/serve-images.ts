@@ -3,19 +3,18 @@
 import { basename, extname } from 'node:path';
 import type { OpenImageOptions } from '../chain/open.ts';
 import { RawImage } from '../chain/raw-image.ts';
-import { imageExports } from '../export/nbd/image-exports.ts';
 import type { ImageExports, WriteTarget } from '../export/nbd/image-exports.ts';
+import type { ImageSpec } from '../export/nbd/image-set.ts';
 import { usageError } from './command.ts';
 import type { ParsedArguments } from './command.ts';
 import { numberOption, SERVED_FORMATS } from './serve-options.ts';
 
 /**
- * Opens all images. Closing closes all of them, whatever happens, and throws the first error.
- * @throws {Qcow2Error} what opening one throws; all are closed then
+ * The images that are to be opened, each with what is served of it.
+ * @throws {Qcow2Error} `INVALID_OPTION` for options that make no sense together
  */
-export async function openImages(args: ParsedArguments): Promise<ImageExports> {
+export function imageSpecs(args: ParsedArguments): ImageSpec[] {
   const paths = args.operands;
-  const opened: ImageExports[] = [];
   const partition = numberOption(args, 'partition', { minimum: 1, maximum: 65_535 });
   for (const option of ['name', 'description', 'overlay']) {
     if (args.value(option) !== undefined && paths.length > 1) {
@@ -31,15 +30,7 @@ export async function openImages(args: ParsedArguments): Promise<ImageExports> {
     bitmaps: args.list('bitmap'),
     open: openOptions(args),
   };
-  try {
-    for (const [index, path] of paths.entries()) {
-      opened.push(await imageExports(path, { ...options, name: names[index]! }));
-    }
-  } catch (error) {
-    closeAll(opened);
-    throw error;
-  }
-  return { exports: opened.flatMap(({ exports }) => exports), close: () => closeAll(opened) };
+  return paths.map((path, index) => ({ path, options: { ...options, name: names[index]! } }));
 }
 
 /**
@@ -69,18 +60,6 @@ export function writeTarget(args: ParsedArguments): WriteTarget {
   if (overlay !== undefined) return { overlay };
   if (args.flag('rw')) return 'image';
   return args.flag('temp') ? 'temporary' : 'nowhere';
-}
-
-function closeAll(images: readonly ImageExports[]): void {
-  const errors: unknown[] = [];
-  for (const image of images) {
-    try {
-      image.close();
-    } catch (error) {
-      errors.push(error);
-    }
-  }
-  if (errors.length > 0) throw errors[0];
 }
 
 /** Names of the disks: the files' without extension, or with it where that tells them apart. */

@@ -126,6 +126,11 @@ const TLS_OPTIONS = {
 } as const satisfies Record<string, OptionDefinition>;
 
 const SERVER_OPTIONS = {
+  threads: {
+    kind: 'value',
+    placeholder: 'N',
+    description: 'threads that serve (default: more than one while several clients are busy)',
+  },
   'max-clients': {
     kind: 'value',
     short: 'e',

@@ -146,7 +146,7 @@ export class DirectSocket {
 }
 
 /** A socket's file descriptor; -1 if it has none, or none any more. */
-function descriptorOf(socket: Socket): number {
+export function descriptorOf(socket: Socket): number {
   const { _handle: handle } = socket as unknown as { _handle?: { fd?: unknown } | null };
   return typeof handle?.fd === 'number' ? handle.fd : -1;
 }

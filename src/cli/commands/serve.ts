@@ -3,14 +3,17 @@
 import { readFileSync, unlinkSync, writeFileSync } from 'node:fs';
 import { hostError } from '../../errors.ts';
 import type { ImageExport, WriteTarget } from '../../export/nbd/image-exports.ts';
+import { openImageSet } from '../../export/nbd/image-set.ts';
 import { NBD_DEFAULT_PORT } from '../../export/nbd/protocol.ts';
 import { serveNbd } from '../../export/nbd/server.ts';
 import type { NbdAddress, NbdServer, NbdServerOptions } from '../../export/nbd/server.ts';
+import { NbdThreads } from '../../worker/nbd-threads.ts';
+import { defaultServingThreads, MAX_SERVING_THREADS } from '../../worker/thread-count.ts';
 import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import { addressOf } from '../serve-address.ts';
 import { BackgroundIo, isBackgroundServer, startInBackground } from '../serve-background.ts';
-import { guessedRawImages, openImages, writeTarget } from '../serve-images.ts';
+import { guessedRawImages, imageSpecs, writeTarget } from '../serve-images.ts';
 import { numberOption, SERVE_OPTIONS, tlsOptions } from '../serve-options.ts';
 import { formatSizeWithBytes } from '../size.ts';
 
@@ -44,12 +47,26 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const options = serverOptions(args);
   const { addresses, isPassedIn } = addressOf(args);
   const written = writeTarget(args);
-  if (!args.flag('fork')) return serve(args, { io, options, addresses, isPassedIn, written });
+  const threads = threadsOf(args, written);
+  const plan: ServePlan = { io, options, addresses, isPassedIn, written, threads };
+  if (!args.flag('fork')) return serve(args, plan);
   if (isPassedIn) throw usageError('--fork cannot be used with a socket that is passed in');
   if (!isBackgroundServer()) return startInBackground(process.argv.slice(2), io);
   const background = new BackgroundIo(io);
   const ready = (): void => background.ready();
-  return serve(args, { io: background, options, addresses, isPassedIn, written, ready });
+  return serve(args, { ...plan, io: background, ready });
+}
+
+/** How many threads serve at most, and whether that was asked for. */
+function threadsOf(args: ParsedArguments, written: WriteTarget): ServePlan['threads'] {
+  const maximum = MAX_SERVING_THREADS;
+  const asked = numberOption(args, 'threads', { minimum: 1, maximum });
+  if (written === 'nowhere') {
+    return { most: asked ?? defaultServingThreads(), areAsked: asked !== undefined };
+  }
+  // Writes are made by one, so that nobody sees another's half done.
+  if (asked === undefined || asked === 1) return { most: 1, areAsked: false };
+  throw usageError('--threads is for images that are only read: one thread writes');
 }
 
 /** What the options say of the server, apart from where it listens. */
@@ -72,6 +89,7 @@ interface ServePlan {
   addresses: readonly NbdAddress[];
   isPassedIn: boolean;
   written: WriteTarget;
+  threads: { most: number; areAsked: boolean };
   /** Called once clients can connect. */
   ready?: () => void;
 }
@@ -79,7 +97,8 @@ interface ServePlan {
 async function serve(args: ParsedArguments, plan: ServePlan): Promise<number> {
   const { io, addresses, isPassedIn, written } = plan;
   const asJson = args.choice('output', ['human', 'json'], 'human') === 'json';
-  const served = await openImages(args);
+  const specs = imageSpecs(args);
+  const served = await openImageSet(specs);
   for (const path of guessedRawImages(args, served)) {
     const problem = 'no format was given, and it was taken for raw; say -f raw if it is';
     io.stderr(`qcow2: warning: ${path}: ${problem}\n`);
@@ -87,8 +106,13 @@ async function serve(args: ParsedArguments, plan: ServePlan): Promise<number> {
   try {
     let onLastClient = (): void => undefined;
     const clientsGone = new Promise<void>((resolve) => (onLastClient = resolve));
+    const { most, areAsked } = plan.threads;
+    const { fingerprint } = served;
+    const threads =
+      most > 1 ? new NbdThreads({ threads: most, images: specs, fingerprint }) : undefined;
     const server = await serveNbd(served.exports, addresses, {
       ...plan.options,
+      threads,
       onLastClient,
       log: (message, level) => {
         const isTold = args.flag('verbose') || level === 'warning';
@@ -99,6 +123,7 @@ async function serve(args: ParsedArguments, plan: ServePlan): Promise<number> {
     const stopped = stopSignal();
     const pidFile = args.value('pid-file');
     try {
+      if (areAsked) await threads?.startAll();
       if (pidFile !== undefined) writePidFile(pidFile);
       announce(server, served.exports, { asJson, isPassedIn, written }, io);
       plan.ready?.();

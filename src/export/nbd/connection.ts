@@ -9,9 +9,13 @@
 
 import type { Socket } from 'node:net';
 import { DirectSocket } from '../../host/sendfile.ts';
-import type { ExportTable, OpenExport } from './exports.ts';
+import { copyDescriptor } from '../../host/socket-copy.ts';
+import type { ExportTable } from './exports.ts';
 import { Handshake } from './handshake.ts';
+import type { Agreement } from './handshake.ts';
 import { HeaderSize } from './headers.ts';
+import type { HeaderStyle } from './headers.ts';
+import { chooseContexts } from './meta-contexts.ts';
 import { ReplyWriter } from './reply-writer.ts';
 import type { BufferPool } from './reply-writer.ts';
 import { stayAwake } from './stay-awake.ts';
@@ -47,6 +51,18 @@ export interface ConnectionContext {
   readonly onClosed: (connection: Connection) => void;
 }
 
+/** A client that has chosen its export, on its way to another thread. Can be posted. */
+export interface MovedClient {
+  /** The connection; the taker's to close. */
+  descriptor: number;
+  exportName: string;
+  style: HeaderStyle;
+  /** Names of the metadata contexts that were agreed on. */
+  contexts: string[];
+  /** What has arrived and was not looked at. */
+  input: Uint8Array;
+}
+
 const NO_INPUT = Buffer.alloc(0);
 
 /** A client of the server. */
@@ -55,13 +71,15 @@ export class Connection {
   #socket: Socket;
   readonly #context: ConnectionContext;
   readonly #handshake: Handshake;
-  readonly #handshakeTimer: NodeJS.Timeout;
+  readonly #handshakeTimer: NodeJS.Timeout | undefined;
   readonly #writer: ReplyWriter;
   #lingerTimer: NodeJS.Timeout | undefined;
   #transmission: Transmission | undefined;
+  #agreement: Agreement | undefined;
+  /** Who takes the client over, once nothing is under way here. */
+  #taker: ((client: MovedClient) => void) | undefined;
   /** Made when the first large read comes; null if there is no such way. */
   #direct: DirectSocket | null | undefined;
-  #used: OpenExport | undefined;
   /** What has arrived; all before `#inputStart` was handled. */
   #input: Uint8Array = NO_INPUT;
   #inputStart = 0;
@@ -75,20 +93,28 @@ export class Connection {
   #outstandingBytes = 0;
   /** Whether the last bytes have been handed to the socket, or it is gone. */
   #ended = false;
+  /** How long requests have been worked on here, in milliseconds. */
+  busyMs = 0;
 
-  constructor(socket: Socket, context: ConnectionContext) {
+  /** @param moved what is known of a client that was another thread's until now */
+  constructor(socket: Socket, context: ConnectionContext, moved?: MovedClient) {
     this.#socket = socket;
     this.#context = context;
     this.#handshake = new Handshake(context.exports, context.tls?.mode);
     this.#writer = new ReplyWriter(context.pool, (buffer, length) =>
       this.#sendReplies(buffer, length),
     );
-    this.#handshakeTimer = setTimeout(
-      () => this.#abort('no export was chosen in time'),
-      context.handshakeTimeoutMs,
-    );
     this.#attach(socket);
-    this.#sendMessage(this.#handshake.greeting());
+    if (moved === undefined) {
+      this.#handshakeTimer = setTimeout(
+        () => this.#abort('no export was chosen in time'),
+        context.handshakeTimeoutMs,
+      );
+      this.#sendMessage(this.#handshake.greeting());
+    } else {
+      this.#input = moved.input;
+      this.#resume(moved);
+    }
   }
 
   #attach(socket: Socket): void {
@@ -106,6 +132,28 @@ export class Connection {
     }
     this.#socket.pause();
     this.#onEnd();
+  }
+
+  /** Whether another thread could go on with this client. */
+  get isMovable(): boolean {
+    const used = this.#agreement?.used;
+    // Opening a snapshot there could fail, and the client would not hear why.
+    return used?.ownsDevice === false && !this.#isGoing && !('encrypted' in this.#socket);
+  }
+
+  get #isGoing(): boolean {
+    return this.#ended || this.#inputEnded || this.#taker !== undefined;
+  }
+
+  /**
+   * Lets another thread go on with a client that {@link isMovable}, once what it has asked for is
+   * answered. If that cannot be done, or it hangs up first, nothing happens.
+   * @param take gets the client; this connection is at its end then, without `onClosed`
+   */
+  moveTo(take: (client: MovedClient) => void): void {
+    this.#taker = take;
+    if (this.#waitingFor === undefined) this.#handOver();
+    this.#holdInput();
   }
 
   /** Hangs up at once. */
@@ -138,8 +186,15 @@ export class Connection {
     this.#context.log(`connection lost: ${error.message}`, 'info');
   };
 
-  /** Handles as much of the input as may be handled now. */
   #work(): void {
+    const start = performance.now();
+    this.#handleInput();
+    this.busyMs += performance.now() - start;
+    if (this.#taker !== undefined) this.#handOver();
+  }
+
+  /** Handles as much of the input as may be handled now. */
+  #handleInput(): void {
     this.#waitingFor = undefined;
     while (!this.#ended && this.#transmission === undefined) {
       if (this.#isFull()) {
@@ -183,10 +238,26 @@ export class Connection {
       return true;
     }
     clearTimeout(this.#handshakeTimer);
+    this.#context.log(`uses export '${step.used.name}'`, 'info');
+    this.#transmit(step);
+    return false;
+  }
+
+  /** Goes on where another thread has stopped. */
+  #resume({ exportName, style, contexts }: MovedClient): void {
+    const used = this.#context.exports.acquire(exportName);
+    if (used === undefined) {
+      this.#abort(`there is no export '${exportName}' any more`);
+      return;
+    }
+    this.#transmit({ used, style, contexts: chooseContexts(used.contexts, contexts) });
+    this.#takeTurn();
+  }
+
+  #transmit(agreement: Agreement): void {
+    const { used, style, contexts } = agreement;
     this.#watchForIdleness();
-    const { used, style, contexts } = step;
-    this.#used = used;
-    this.#context.log(`uses export '${used.name}'`, 'info');
+    this.#agreement = agreement;
     this.#transmission = new Transmission(used.device, {
       writer: this.#writer,
       pool: this.#context.pool,
@@ -198,7 +269,33 @@ export class Connection {
       receive: (target) => this.#receive(target),
       onError: (error) => this.#logError(used.name, error),
     });
-    return false;
+  }
+
+  /** Hands the client over if nothing is under way. */
+  #handOver(): void {
+    const [take, agreement, socket] = [this.#taker, this.#agreement, this.#socket];
+    if (take === undefined || agreement === undefined || this.#ended || this.#inputEnded) return;
+    const isWorking = this.#waitingFor !== undefined || this.#transmission?.isIdle !== true;
+    if (isWorking || this.#outstanding.length > 0 || socket.writableLength > 0) return;
+    const descriptor = copyDescriptor(socket);
+    if (descriptor === undefined) {
+      this.#taker = undefined;
+      socket.resume();
+      return;
+    }
+    socket.pause();
+    for (const event of ['data', 'end', 'error', 'close']) socket.removeAllListeners(event);
+    socket.on('error', () => undefined);
+    const parts = [this.#input.subarray(this.#inputStart)];
+    for (let part; (part = socket.read() as Uint8Array | null) !== null;) parts.push(part);
+    this.#ended = true;
+    this.#release();
+    // The connection itself stays open: by the other descriptor.
+    socket.destroy();
+    const { used, style } = agreement;
+    const contexts = agreement.contexts.map(({ name }) => name);
+    const input = new Uint8Array(Buffer.concat(parts));
+    take({ descriptor, exportName: used.name, style, contexts, input });
   }
 
   #watchForIdleness(): void {
@@ -260,6 +357,11 @@ export class Connection {
   /** Reads on from the socket only as far as the input is being handled. */
   #holdInput(): void {
     if (this.#ended || this.#inputEnded) return;
+    if (this.#taker !== undefined && this.#transmission?.isReceiving === false) {
+      // What arrives from here on is for the other thread.
+      this.#socket.pause();
+      return;
+    }
     const waiting = this.#waitingFor !== undefined;
     const waitingBytes = this.#input.length - this.#inputStart;
     if (waiting && waitingBytes > MAX_WAITING_INPUT_BYTES) this.#socket.pause();
@@ -319,6 +421,7 @@ export class Connection {
     if (buffer === undefined) return;
     this.#context.pool.give(buffer);
     this.#countSent(buffer.length);
+    if (this.#taker !== undefined) this.#handOver();
   };
 
   #countSent(bytes: number): void {
@@ -353,16 +456,21 @@ export class Connection {
 
   readonly #onClose = (): void => {
     this.#ended = true;
+    this.#release();
+    this.#context.onClosed(this);
+  };
+
+  /** Gives everything back. */
+  #release(): void {
     clearTimeout(this.#handshakeTimer);
     clearTimeout(this.#lingerTimer);
-    // The socket is closed, so nobody reads these any more.
+    // Nobody reads these any more.
     for (const buffer of this.#outstanding) this.#context.pool.give(buffer);
     this.#outstanding.length = 0;
     this.#transmission?.close();
-    if (this.#used !== undefined) this.#context.exports.release(this.#used);
-    this.#used = undefined;
-    this.#context.onClosed(this);
-  };
+    if (this.#agreement !== undefined) this.#context.exports.release(this.#agreement.used);
+    this.#agreement = undefined;
+  }
 }
 
 function messageOf(error: unknown): string {

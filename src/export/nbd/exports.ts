@@ -44,12 +44,13 @@ export interface OpenExport {
   readonly isWritable: boolean;
   /** What can be asked about it. */
   readonly contexts: readonly MetaContext[];
+  /** Whether the device was opened for its clients, and is closed after the last one. */
+  readonly ownsDevice: boolean;
 }
 
 interface Entry extends OpenExport {
   device: BlockDevice;
   users: number;
-  readonly ownsDevice: boolean;
 }
 
 /** The exports of one server. The first one is also the default, which has the empty name. */

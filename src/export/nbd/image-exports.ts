@@ -1,5 +1,6 @@
 /** The exports of a disk image: the disk, its partitions, its snapshots and the layers below it. */
 
+import { fingerprintOf } from '../../chain/fingerprint.ts';
 import { openDevice } from '../../chain/open-device.ts';
 import { openImage } from '../../chain/open.ts';
 import type { Image, OpenImageOptions } from '../../chain/open.ts';
@@ -57,6 +58,8 @@ export interface ImageExport extends NbdExport {
 /** The exports of one image, the disk first, and what is to be closed when they end. */
 export interface ImageExports {
   exports: ImageExport[];
+  /** What tells whether another thread has opened the same files; see {@link fingerprintOf}. */
+  fingerprint: string;
   /**
    * Brings everything written to the disk, and closes the image in any case.
    * @throws {Qcow2Error} `HOST` if the host refuses it; what was written since the last flush may be
@@ -84,6 +87,7 @@ export async function imageExports(
   const image = await openFor(path, options);
   try {
     const writable = writes !== 'nowhere';
+    const fingerprint = fingerprintOf(image);
     const bitmaps = exportBitmaps(image, options.bitmaps ?? []);
     const parts = partitionExports(name, image, writable);
     const close = (): void => closeImage(image);
@@ -94,6 +98,7 @@ export async function imageExports(
       const text = description ?? `partition ${partition} of ${path}`;
       return {
         exports: [{ name, description: text, device, size: device.size, writable }],
+        fingerprint,
         close,
       };
     }
@@ -104,7 +109,7 @@ export async function imageExports(
       ...internalSnapshots(name, isOverlaid ? image.backing : image),
       ...layerExports(name, image),
     ];
-    return { exports, close };
+    return { exports, fingerprint, close };
   } catch (error) {
     closeImage(image);
     throw error;
@@ -113,16 +118,18 @@ export async function imageExports(
 
 async function snapshotExports(path: string, options: ImageExportOptions): Promise<ImageExports> {
   const { name, description, snapshot, partition, open = {} } = options;
+  let fingerprint: string;
   {
     using image = openImage(path, open);
     await prepareToRead(image);
+    fingerprint = fingerprintOf(image);
   }
   const disk = openDevice(path, { ...open, snapshot, partition });
   const part = partition === undefined ? '' : `partition ${partition} of `;
   const text = description ?? `${part}snapshot ${snapshot} of ${path}`;
   const exports: ImageExport[] = [{ name, description: text, device: disk, size: disk.size }];
   if (partition === undefined) exports.push(...partitionExports(name, disk, false));
-  return { exports, close: () => disk.close() };
+  return { exports, fingerprint, close: () => disk.close() };
 }
 
 /** Opens the image once to see what decoders it needs, then as its writes are to go. */

@@ -51,28 +51,33 @@ const BACKLOG = 1024;
 
 /**
  * Listens on an address.
+ * @param onSocket called for each client; `isOneClient` if the connection to it was inherited
  * @throws {Qcow2Error} `LOCKED` if another server is there, `HOST` if it cannot be had
  */
 export async function listen(
   address: NbdAddress,
-  onSocket: (socket: Socket) => void,
+  onSocket: (socket: Socket, isOneClient: boolean) => void,
 ): Promise<Listener[]> {
-  if ('socketPath' in address) return [await listenUnix(address, onSocket)];
   if ('fd' in address) return [await listenFd(address.fd, onSocket)];
-  return listenTcp(address.port, address.host ?? 'localhost', onSocket);
+  const onAccepted = (socket: Socket): void => onSocket(socket, false);
+  if ('socketPath' in address) return [await listenUnix(address, onAccepted)];
+  return listenTcp(address.port, address.host ?? 'localhost', onAccepted);
 }
 
-async function listenFd(fd: number, onSocket: (socket: Socket) => void): Promise<Listener> {
+async function listenFd(
+  fd: number,
+  onSocket: (socket: Socket, isOneClient: boolean) => void,
+): Promise<Listener> {
   const uriOf = (): undefined => undefined;
   const name = `descriptor ${fd}`;
   const state = descriptorState(fd);
   if (state === 'no socket') throw new Qcow2Error('HOST', 'it is no open socket', { file: name });
   if (state === 'connected') {
     const socket = new Socket({ fd, allowHalfOpen: true });
-    setImmediate(() => onSocket(socket));
+    setImmediate(() => onSocket(socket, true));
     return { uriOf, isOneClient: true, close: () => undefined };
   }
-  const server = await startServer({ fd }, onSocket, name);
+  const server = await startServer({ fd }, (socket) => onSocket(socket, false), name);
   return { uriOf, close: () => void server.close() };
 }
 

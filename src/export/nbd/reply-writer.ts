@@ -7,6 +7,7 @@
  */
 
 import { assert } from '../../util/assert.ts';
+import { PoolUsage, Usage } from './pool-usage.ts';
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
@@ -30,17 +31,20 @@ const MIN_INPUT_BYTES = 64 * KiB;
 /** Bytes in use above which each client has to do with less. */
 const TIGHT_BYTES = 256 * MiB;
 
-/** Buffers for replies and payloads, shared by all clients of a server. */
+/** Buffers for replies and payloads, shared by all clients of a thread. */
 export class BufferPool {
   readonly #idle = new Map<number, Uint8Array[]>(SIZES.map((size) => [size, []]));
+  readonly #usage: PoolUsage;
   #idleBytes = 0;
-  #largeBytes = 0;
-  #inputBytes = 0;
-  #usedBytes = 0;
+
+  /** @param usage what is in use by all threads of the server (default: there are no others) */
+  constructor(usage = new PoolUsage()) {
+    this.#usage = usage;
+  }
 
   /** Whether so much is in use that no client may hold more than it needs to go on. */
   get isTight(): boolean {
-    return this.#usedBytes > TIGHT_BYTES;
+    return this.#usage.total(Usage.all) > TIGHT_BYTES;
   }
 
   /**
@@ -48,29 +52,32 @@ export class BufferPool {
    * @returns undefined if the reply is a large one and those in flight hold all they may
    */
   take(length: number): Uint8Array | undefined {
+    const usage = this.#usage;
     const size = SIZES.find((candidate) => candidate >= length);
     if (size === undefined) {
       // One is always let through, so that the limit cannot shut a request out.
-      if (this.#largeBytes > 0 && this.#largeBytes + length > MAX_LARGE_BYTES) return undefined;
+      const largeBytes = usage.total(Usage.large);
+      if (largeBytes > 0 && largeBytes + length > MAX_LARGE_BYTES) return undefined;
       if (this.isTight) return undefined;
-      this.#largeBytes += length;
-      this.#usedBytes += length;
-      return Buffer.allocUnsafeSlow(length);
+      const buffer = Buffer.allocUnsafeSlow(length);
+      usage.add(Usage.large, buffer);
+      usage.add(Usage.all, buffer);
+      return buffer;
     }
-    if (this.isTight && length > MAX_PACKED_BYTES) return undefined;
-    this.#usedBytes += size;
-    const buffer = this.#idle.get(size)?.pop();
-    if (buffer === undefined) return Buffer.allocUnsafeSlow(size);
-    this.#idleBytes -= size;
+    if (length > MAX_PACKED_BYTES && this.isTight) return undefined;
+    let buffer = this.#idle.get(size)?.pop();
+    if (buffer === undefined) buffer = Buffer.allocUnsafeSlow(size);
+    else this.#idleBytes -= size;
+    usage.add(Usage.all, buffer);
     return buffer;
   }
 
   /** Gives a buffer back that nobody reads any more. */
   give(buffer: Uint8Array): void {
-    this.#usedBytes -= buffer.length;
+    this.#usage.subtract(Usage.all, buffer);
     const idle = this.#idle.get(buffer.length);
     if (idle === undefined) {
-      this.#largeBytes -= buffer.length;
+      this.#usage.subtract(Usage.large, buffer);
     } else if (this.#idleBytes + buffer.length <= MAX_IDLE_BYTES) {
       this.#idleBytes += buffer.length;
       idle.push(buffer);
@@ -82,16 +89,19 @@ export class BufferPool {
    * memory, otherwise for a part of them. Give it back with {@link giveInput}.
    */
   takeInput(length: number): Uint8Array {
-    const isShort = this.isTight || this.#inputBytes + length > MAX_INPUT_BYTES;
-    const buffer = this.take(isShort ? Math.min(length, MIN_INPUT_BYTES) : length);
+    const inputBytes = this.#usage.total(Usage.input);
+    const isShort = this.isTight || inputBytes + length > MAX_INPUT_BYTES;
+    const shortBytes = Math.min(length, MIN_INPUT_BYTES);
+    // Another thread may have taken the last of the memory just now.
+    const buffer = (isShort ? undefined : this.take(length)) ?? this.take(shortBytes);
     assert(buffer !== undefined, 'only what is longer than a packed reply is ever refused');
-    this.#inputBytes += buffer.length;
+    this.#usage.add(Usage.input, buffer);
     return buffer;
   }
 
   /** Gives a buffer of {@link takeInput} back. */
   giveInput(buffer: Uint8Array): void {
-    this.#inputBytes -= buffer.length;
+    this.#usage.subtract(Usage.input, buffer);
     this.give(buffer);
   }
 }

@@ -1,22 +1,25 @@
 /**
  * The NBD server: listens, and keeps the connections.
  *
- * Everything runs on the thread that it was started on. Reads are synchronous; clients take turns
- * (see `transmission.ts`), and what each of them may hold in memory is bounded (`connection.ts`).
+ * Reads are synchronous; clients of a thread take turns (see `transmission.ts`), and what each of
+ * them may hold in memory is bounded (`connection.ts`). All clients come to the thread that the
+ * server was started on. It serves them itself unless it was given other threads to share them with
+ * (`client-threads.ts`).
  */
 
 import type { Socket } from 'node:net';
 import { prepareDirectSockets } from '../../host/sendfile.ts';
-import { Connection } from './connection.ts';
-import type { ConnectionContext } from './connection.ts';
+import type { ClientThreads } from './client-threads.ts';
+import { ClientSet } from './clients.ts';
 import { ExportTable } from './exports.ts';
 import type { NbdExport } from './exports.ts';
 import { listen } from './listen.ts';
 import type { Listener, NbdAddress } from './listen.ts';
+import { PoolUsage } from './pool-usage.ts';
 import { RateLimitedLog } from './rate-limited-log.ts';
 import { BufferPool } from './reply-writer.ts';
 import { loadTls } from './tls.ts';
-import type { NbdTlsOptions, TlsService } from './tls.ts';
+import type { NbdTlsOptions } from './tls.ts';
 
 export type { NbdExport } from './exports.ts';
 export type { NbdAddress, UnixSocketAddress } from './listen.ts';
@@ -39,6 +42,8 @@ export interface NbdServerOptions {
    * dropped (at most ten in ten seconds), `info` for clients that come and go.
    */
   log?: (message: string, level: 'info' | 'warning') => void;
+  /** Threads to share the clients with, which serve the same exports (default: there are none). */
+  threads?: ClientThreads | undefined;
 }
 
 /** Options of {@link NbdServer.close}. */
@@ -72,15 +77,18 @@ export async function serveNbd(
   address: NbdAddress | readonly NbdAddress[],
   options: NbdServerOptions = {},
 ): Promise<NbdServer> {
-  const clients = new ClientSet(new ExportTable(exports), options);
+  const clients = new ServerClients(new ExportTable(exports), options);
   const addresses: readonly NbdAddress[] = 'length' in address ? address : [address];
   const listeners: Listener[] = [];
   try {
     for (const one of addresses) {
-      listeners.push(...(await listen(one, (socket) => clients.add(socket))));
+      listeners.push(
+        ...(await listen(one, (socket, isOneClient) => clients.add(socket, isOneClient))),
+      );
     }
   } catch (error) {
     for (const listener of listeners) listener.close();
+    await clients.close(0);
     throw error;
   }
   // Now, rather than while the first client waits for its first reply.
@@ -91,10 +99,10 @@ export async function serveNbd(
 /** A server that is listening; made by {@link serveNbd}. */
 export class NbdServer implements AsyncDisposable {
   readonly #listeners: readonly Listener[];
-  readonly #clients: ClientSet;
+  readonly #clients: ServerClients;
   #closed: Promise<void> | undefined;
 
-  constructor(listeners: readonly Listener[], clients: ClientSet) {
+  constructor(listeners: readonly Listener[], clients: ServerClients) {
     this.#listeners = listeners;
     this.#clients = clients;
   }
@@ -137,41 +145,57 @@ export class NbdServer implements AsyncDisposable {
   }
 }
 
-/** The clients of a server, and what they share. */
-class ClientSet {
-  readonly #connections = new Set<Connection>();
-  readonly #exports: ExportTable;
-  readonly #pool = new BufferPool();
-  readonly #maxClients: number;
-  readonly #handshakeTimeoutMs: number;
-  readonly #tls: TlsService | undefined;
+/** The clients of a server, in whichever thread. */
+class ServerClients {
+  readonly #local: ClientSet;
+  readonly #threads: ClientThreads | undefined;
   readonly #options: NbdServerOptions;
+  readonly #maxClients: number;
   readonly #log: NonNullable<NbdServerOptions['log']>;
   readonly #warnings: RateLimitedLog;
   #clientNumber = 0;
-  #onEmpty: (() => void) | undefined;
+  #isClosing = false;
 
   constructor(exports: ExportTable, options: NbdServerOptions) {
-    const { maxClients = 64, handshakeTimeoutMs = 60_000, log = () => undefined } = options;
+    const { maxClients = 64, handshakeTimeoutMs = 60_000, idleTimeoutMs, tls, threads } = options;
     this.#options = options;
-    this.#exports = exports;
+    this.#threads = threads;
     this.#maxClients = maxClients;
-    this.#handshakeTimeoutMs = handshakeTimeoutMs;
-    this.#tls = options.tls && loadTls(options.tls);
-    this.#log = log;
-    this.#warnings = new RateLimitedLog((message) => log(message, 'warning'));
+    this.#log = options.log ?? (() => undefined);
+    this.#warnings = new RateLimitedLog((message) => this.#log(message, 'warning'));
+    const usage = new PoolUsage(PoolUsage.memoryFor(threads?.most ?? 1));
+    const common = {
+      handshakeTimeoutMs,
+      idleTimeoutMs,
+      log: this.#logClient,
+      onGone: this.#onGone,
+    };
+    this.#local = new ClientSet({
+      ...common,
+      exports,
+      pool: new BufferPool(usage),
+      tls: tls && loadTls(tls),
+    });
+    threads?.start({
+      ...common,
+      clients: this.#local,
+      usage: usage.memory,
+      tls,
+      warn: (message) => this.#warnings.write(message),
+    });
   }
 
   get isTlsRequired(): boolean {
-    return this.#tls?.mode === 'require';
+    return this.#options.tls?.mode === 'require';
   }
 
   get size(): number {
-    return this.#connections.size;
+    return this.#local.size + (this.#threads?.clientCount ?? 0);
   }
 
-  add(socket: Socket): void {
-    if (this.#onEmpty !== undefined || this.#connections.size >= this.#maxClients) {
+  /** @param staysHere whether no other thread may have it */
+  add(socket: Socket, staysHere: boolean): void {
+    if (this.#isClosing || this.size >= this.#maxClients) {
       socket.on('error', () => undefined);
       socket.destroy();
       this.#warnings.write(`client turned away: ${this.#maxClients} are connected already`);
@@ -179,39 +203,27 @@ class ClientSet {
     }
     this.#clientNumber++;
     const name = `client ${this.#clientNumber}`;
-    const log: ConnectionContext['log'] = (message, level) => {
-      if (level === 'info') this.#log(`${name}: ${message}`, level);
-      else this.#warnings.write(`${name}: ${message}`);
-    };
-    log(`connected${socket.remoteAddress ? ` from ${socket.remoteAddress}` : ''}`, 'info');
-    const connection = new Connection(socket, {
-      exports: this.#exports,
-      pool: this.#pool,
-      tls: this.#tls,
-      handshakeTimeoutMs: this.#handshakeTimeoutMs,
-      idleTimeoutMs: this.#options.idleTimeoutMs,
-      log,
-      onClosed: (closed) => {
-        this.#connections.delete(closed);
-        log('disconnected', 'info');
-        if (this.#connections.size > 0) return;
-        this.#onEmpty?.();
-        this.#options.onLastClient?.();
-      },
-    });
-    this.#connections.add(connection);
+    const { remoteAddress } = socket;
+    this.#logClient(name, `connected${remoteAddress ? ` from ${remoteAddress}` : ''}`, 'info');
+    if (!staysHere && this.#threads?.take(socket, name) === true) return;
+    this.#local.add(socket, name);
+    this.#threads?.watch();
   }
 
   /** Hangs up on all clients: politely at first, for certain after `graceMs`. */
   async close(graceMs: number): Promise<void> {
-    const empty = new Promise<void>((resolve) => (this.#onEmpty = resolve));
-    if (this.#connections.size === 0) this.#onEmpty?.();
-    for (const connection of this.#connections) connection.shutDown();
-    const timer = setTimeout(() => {
-      for (const connection of this.#connections) connection.destroy();
-    }, graceMs);
-    await empty;
-    clearTimeout(timer);
+    this.#isClosing = true;
+    await Promise.all([this.#local.close(graceMs), this.#threads?.close(graceMs)]);
     this.#warnings.flush();
   }
+
+  readonly #logClient = (client: string, message: string, level: 'info' | 'warning'): void => {
+    if (level === 'info') this.#log(`${client}: ${message}`, level);
+    else this.#warnings.write(`${client}: ${message}`);
+  };
+
+  readonly #onGone = (client: string): void => {
+    this.#logClient(client, 'disconnected', 'info');
+    if (this.size === 0) this.#options.onLastClient?.();
+  };
 }
