@@ -47,13 +47,19 @@ const WRITE_HINTS: Record<string, string> = {
 
 function sizeOf(path: string, stats: Stats): number {
   if (stats.isFile()) return stats.size;
-  if (stats.isBlockDevice()) return blockDeviceSize(stats.rdev);
+  if (stats.isBlockDevice()) return blockDeviceSize(path, stats.rdev);
   const kind = stats.isDirectory() ? 'a directory' : 'neither a file nor a block device';
   throw new Qcow2Error('UNKNOWN_FORMAT', `it is ${kind}, not a disk image`, { file: path });
 }
 
 /** Size of a block device by its number; stat(2) says 0 for all of them. */
-function blockDeviceSize(rdev: number): number {
+function blockDeviceSize(path: string, rdev: number): number {
+  if (process.platform !== 'linux') {
+    throw new Qcow2Error('UNSUPPORTED', 'only Linux tells the size of a block device', {
+      file: path,
+      hint: 'copy it to a file first',
+    });
+  }
   // The kernel's encoding: 12 bits of major, 20 of minor in two parts.
   const major = Math.floor(rdev / 256) & 0xfff;
   const minor = (rdev & 0xff) | (Math.floor(rdev / 4096) & 0xfff00);

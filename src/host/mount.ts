@@ -10,6 +10,7 @@ import { mountWithFusermount, unmountWithFusermount } from './fusermount.ts';
 import { errnoName, loadLibc } from './libc.ts';
 import { firstLine, missingProgram, refused, unmountRefused } from './mount-errors.ts';
 import type { FuseMountOptions } from './mount-errors.ts';
+import { unmountOnMac } from './macos.ts';
 import { findMount } from './mountinfo.ts';
 
 /** Bits of mount(2) that can be asked for by name. */
@@ -117,6 +118,11 @@ function mountWithProgram(fd: number, options: FuseMountOptions): void {
  * @throws {Qcow2Error} `LOCKED` if it is in use, `HOST` if it is refused for another reason
  */
 export function unmountFuse(directory: string, { lazy, force }: UnmountOptions = {}): void {
+  if (process.platform === 'darwin') {
+    // There is no detaching: what is in use, or dead, is unmounted by force.
+    unmountOnMac(directory, { force: lazy === true || force === true });
+    return;
+  }
   if (!canMountDirectly() && process.platform === 'linux') {
     unmountWithFusermount(directory, lazy === true || force === true);
     return;
@@ -149,7 +155,7 @@ function unmountWithProgram(directory: string, { lazy, force }: Required<Unmount
  */
 export function raiseReadAhead(directory: string, kibibytes: number): void {
   const device = findMount(directory)?.device;
-  if (device === undefined) return;
+  if (device === undefined || process.platform !== 'linux') return;
   const file = `/sys/class/bdi/${device}/read_ahead_kb`;
   try {
     if (Number(readFileSync(file, 'utf8')) < kibibytes) writeFileSync(file, `${kibibytes}\n`);
@@ -165,6 +171,7 @@ export function raiseReadAhead(directory: string, kibibytes: number): void {
  * @returns whether that was possible: it needs the fusectl filesystem, and root or the owner
  */
 export function abortConnection(device: string): boolean {
+  if (process.platform !== 'linux') return false;
   const minor = device.split(':')[1];
   try {
     writeFileSync(`/sys/fs/fuse/connections/${minor}/abort`, '1\n');

@@ -1,11 +1,11 @@
 /** The mount table of this process, read without touching any of the mounted filesystems. */
 
-import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
+import { macMountTable } from './macos.ts';
 
-/** A line of proc(5)'s `mountinfo`. */
+/** A line of proc(5)'s `mountinfo`, or of what macOS has in its place. */
 export interface MountEntry {
-  /** Device number, as in `0:45`. */
+  /** Device number, as in `0:45`. macOS does not tell it: there it is the type and the source. */
   device: string;
   directory: string;
   /** As in `ext4` or `fuse.qcow2`. */
@@ -18,8 +18,7 @@ export interface MountEntry {
 /** Everything that is mounted; later mounts hide earlier ones on the same directory. */
 export function listMounts(): MountEntry[] {
   try {
-    if (process.platform === 'darwin')
-      return parseMountOutput(execFileSync('/sbin/mount', { encoding: 'utf8' }));
+    if (process.platform === 'darwin') return parseMountOutput(macMountTable());
     return parseMountinfo(readFileSync('/proc/self/mountinfo', 'utf8'));
   } catch {
     return [];
@@ -63,10 +62,16 @@ function unescapeOctal(text: string): string {
 export function parseMountOutput(text: string): MountEntry[] {
   const mounts: MountEntry[] = [];
   for (const line of text.split('\n')) {
-    const match = /^(.*) on (.*) \(([^()]*)\)$/.exec(line);
+    const match = /^(.*) on (\/.*) \(([^()]*)\)$/.exec(line);
     if (match === null) continue;
     const [type = '', ...superOptions] = match[3]!.split(', ');
-    mounts.push({ device: '', directory: match[2]!, type, source: match[1]!, superOptions });
+    const [source, directory] = [match[1]!, match[2]!];
+    mounts.push({ device: `${type} ${source}`, directory, type, source, superOptions });
   }
   return mounts;
+}
+
+/** Whether a mount is one of FUSE: `fuse.qcow2`, or `macfuse` and `osxfuse` on macOS. */
+export function isFuse({ type }: MountEntry): boolean {
+  return /^(?:fuse|macfuse|osxfuse)(?:\.|$)/.test(type);
 }

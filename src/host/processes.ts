@@ -1,6 +1,7 @@
-/** What proc(5) tells of other processes. On other systems, that nothing is known. */
+/** What proc(5) tells of other processes, or on macOS ps(1) and lsof(8). */
 
 import { lstatSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { macProcessStart, macUsersOfMount } from './macos.ts';
 
 /** A process that uses a mount. */
 export interface MountUser {
@@ -10,10 +11,11 @@ export interface MountUser {
 }
 
 /**
- * When a process started, in the kernel's clock ticks since boot: with its number this names a
- * process for good. Undefined if there is none, or this cannot be told.
+ * When a process started, in the kernel's clock ticks since boot, or as ps(1) has it: with its number
+ * this names a process for good. Undefined if there is none, or this cannot be told.
  */
 export function processStartTime(pid: number): string | undefined {
+  if (process.platform === 'darwin') return macProcessStart(pid) || undefined;
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
     // The name, in parentheses, may hold anything; the state is the first field after it.
@@ -30,6 +32,15 @@ export function isAlive(pid: number, startTime: string | undefined): boolean {
     const now = processStartTime(pid);
     return now !== undefined && (startTime === undefined || now === startTime);
   }
+  if (!exists(pid)) return false;
+  if (process.platform !== 'darwin') return true;
+  // Where ps(1) does not tell, a process of that number is taken for the same: nothing is cleared away
+  // then that may be in use.
+  const now = macProcessStart(pid) ?? startTime;
+  return now !== '' && (startTime === undefined || now === startTime);
+}
+
+function exists(pid: number): boolean {
   try {
     process.kill(pid, 0);
     return true;
@@ -43,6 +54,7 @@ export function isAlive(pid: number, startTime: string | undefined): boolean {
  * as far as this user may see, and without asking the mounted filesystem anything.
  */
 export function usersOfMount(directory: string): MountUser[] {
+  if (process.platform === 'darwin') return macUsersOfMount(directory);
   const users: MountUser[] = [];
   const isInside = (path: string): boolean =>
     path === directory || path.startsWith(`${directory}/`);

@@ -21,8 +21,10 @@ import { mountNative } from '../export/fuse/native-channel.ts';
 import { becomeIoFlusher } from '../host/io-flusher.ts';
 import { loadLibc } from '../host/libc.ts';
 import { abortConnection, mountFuse, raiseReadAhead, unmountFuse } from '../host/mount.ts';
-import { findMount } from '../host/mountinfo.ts';
+import { unmountOnMacSoon } from '../host/macos.ts';
+import { findMount, isFuse } from '../host/mountinfo.ts';
 import { processStartTime } from '../host/processes.ts';
+import { channelsToTry } from './fuse-channels.ts';
 import { openForMount } from './fuse-image.ts';
 import { clearFiles, mountFiles } from './fuse-files.ts';
 import type { MountedStack } from './fuse-files.ts';
@@ -48,7 +50,7 @@ const STOP_TIMEOUT_MS = 1500;
 /** How long it may take then, where that may be a flush to a slow disk. */
 const WRITER_STOP_TIMEOUT_MS = 30_000;
 /** How often the mount table is looked at for the end of a mount that does not tell. */
-const POLL_MS = 250;
+const POLL_MS = process.platform === 'linux' ? 250 : 1000;
 /** The same, for the worker's last request. */
 const STOP_POLL_MS = 10;
 /** How often what was written is flushed unasked, on the channel that cannot tell when it is idle. */
@@ -146,7 +148,7 @@ export async function startMount(request: MountRequest): Promise<ActiveMount> {
       if (stack !== undefined) await endStack(stack, served);
       else {
         try {
-          unmountFuse(directory);
+          await unmountServed(directory);
         } catch {
           await served.cutOff();
         }
@@ -208,14 +210,13 @@ function removeMade({ directory, madeDirectory, files }: MountRequest): void {
 }
 
 async function serve(request: MountRequest): Promise<Served> {
-  if (request.channel === 'fuse-native') return serveNative(request);
+  const [first, second] = channelsToTry(request.channel);
+  if (first === 'fuse-native') return serveNative(request);
   try {
     return await serveKernel(request);
   } catch (error) {
     const mayFallBack =
-      request.channel === 'auto' &&
-      error instanceof Qcow2Error &&
-      error.code === 'MISSING_DEPENDENCY';
+      second !== undefined && error instanceof Qcow2Error && error.code === 'MISSING_DEPENDENCY';
     if (!mayFallBack) throw error;
     try {
       return { ...(await serveNative(request)), fallbackReason: error.message };
@@ -382,9 +383,10 @@ async function serveNative(request: MountRequest): Promise<Served> {
       isAccepted = true;
     },
     // The connection itself ends with the process.
-    cutOff: () => {
-      detach(directory);
-      return Promise.resolve();
+    cutOff: async () => {
+      if (process.platform === 'darwin') {
+        await unmountOnMacSoon(directory, { force: true }).catch(() => undefined);
+      } else detach(directory);
     },
   };
 }
@@ -399,9 +401,16 @@ function flushUnasked({ disk }: FileTree, log: ErrorLog): void {
   }
 }
 
+/** Unmounts a directory that this process serves. macOS may ask it something meanwhile. */
+async function unmountServed(directory: string): Promise<void> {
+  if (process.platform === 'darwin') await unmountOnMacSoon(directory, { force: false });
+  else unmountFuse(directory);
+}
+
 /** Takes the directory out of the mount table, if it is still there. */
 function detach(directory: string): void {
-  if (!findMount(directory)?.type.startsWith('fuse')) return;
+  const mount = findMount(directory);
+  if (mount === undefined || !isFuse(mount)) return;
   try {
     unmountFuse(directory, { lazy: true });
   } catch {

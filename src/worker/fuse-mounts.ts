@@ -6,6 +6,7 @@ import { abortConnection, unmountFuse } from '../host/mount.ts';
 import { findMount, listMounts } from '../host/mountinfo.ts';
 import type { MountEntry } from '../host/mountinfo.ts';
 import { isAlive, processOwner, usersOfMount } from '../host/processes.ts';
+import { checkLazyPossible, isLazyPossible } from './fuse-channels.ts';
 import { listStates, mountsOf, removeState } from './fuse-state.ts';
 import type { FoundState } from './fuse-state.ts';
 
@@ -35,6 +36,8 @@ const WRITER_EXIT_TIMEOUT_MS = 600_000;
 const TERMINATE_TIMEOUT_MS = 4000;
 /** The same, for one that may have much to write yet. */
 const WRITER_TERMINATE_TIMEOUT_MS = 30_000;
+/** How often it is looked whether it has ended; outside Linux that takes a program. */
+const EXIT_POLL_MS = process.platform === 'linux' ? 5 : 50;
 /** Users of a busy mount that an error names. */
 const MAX_USERS_NAMED = 5;
 
@@ -176,6 +179,7 @@ export function removeEmptyDirectory(directory: string): void {
  * in use
  */
 export async function unmount(directory: string, request: UnmountRequest): Promise<MountStatus> {
+  if (request.lazy) checkLazyPossible();
   const report = listReports().findLast((candidate) => candidate.directory === directory);
   if (report === undefined) throw notMounted(directory);
   const { state, status } = report;
@@ -257,7 +261,7 @@ async function waitForExit(state: FoundState, timeoutMs: number): Promise<boolea
   const deadline = performance.now() + timeoutMs;
   while (isServing(state)) {
     if (performance.now() > deadline) return false;
-    await new Promise((resolve) => setTimeout(resolve, 5));
+    await new Promise((resolve) => setTimeout(resolve, EXIT_POLL_MS));
   }
   return true;
 }
@@ -269,7 +273,9 @@ function unmountOrExplain(directory: string, how: { lazy: boolean; force: boolea
     if (!(error instanceof Qcow2Error) || error.code !== 'LOCKED') throw error;
     throw new Qcow2Error('LOCKED', `it is in use${namesOfUsers(directory)}`, {
       file: directory,
-      hint: '--lazy lets them finish, --force cuts them off',
+      hint: isLazyPossible()
+        ? '--lazy lets them finish, --force cuts them off'
+        : '--force cuts them off',
       cause: error,
     });
   }

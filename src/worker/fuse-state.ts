@@ -19,7 +19,7 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
-import { tmpdir, userInfo } from 'node:os';
+import { homedir, tmpdir, userInfo } from 'node:os';
 import { join } from 'node:path';
 import { hostError, Qcow2Error } from '../errors.ts';
 import type { ChannelName, MountAccess } from './fuse-request.ts';
@@ -79,7 +79,8 @@ function currentUid(): number {
  * The directory of this user's records, made if need be.
  *
  * `QCOW2_STATE_DIR` if it is set; `/run/qcow2` for root; `$XDG_RUNTIME_DIR/qcow2`, or
- * `/tmp/qcow2-UID`, for others.
+ * `/tmp/qcow2-UID`, for others. On macOS `/var/run/qcow2`, and `~/Library/Application Support/qcow2`:
+ * what is in temporary directories there goes after some days.
  *
  * @throws {Qcow2Error} `HOST` if none can be used, `REFUSED` if it is somebody else's
  */
@@ -106,10 +107,16 @@ function ownDirectories(): string[] {
   if (explicit !== undefined && explicit !== '') return [explicit];
   const uid = currentUid();
   const fallback = join(process.platform === 'linux' ? '/tmp' : tmpdir(), `qcow2-${uid}`);
+  if (process.platform === 'darwin') return [...placesOnMac(uid, homedir()), fallback];
   if (uid === 0) return ['/run/qcow2', fallback];
   const runtime = process.env.XDG_RUNTIME_DIR;
   const isOurs = runtime !== undefined && ownerOf(runtime) === uid;
   return isOurs ? [join(runtime, 'qcow2'), fallback] : [fallback];
+}
+
+/** Where macOS keeps what lasts for as long as the machine, or the user, does. */
+export function placesOnMac(uid: number, home: string): string[] {
+  return uid === 0 ? ['/var/run/qcow2'] : [join(home, 'Library/Application Support/qcow2')];
 }
 
 function ownerOf(path: string): number | undefined {

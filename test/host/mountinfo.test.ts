@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { findMount, parseMountinfo, parseMountOutput } from '../../src/host/mountinfo.ts';
+import { findMount, isFuse, parseMountinfo, parseMountOutput } from '../../src/host/mountinfo.ts';
 
 describe('parseMountinfo', () => {
   it('reads directories with spaces, optional fields and options', () => {
@@ -30,14 +30,14 @@ describe('parseMountOutput', () => {
       '/dev/disk1s1 on / (apfs, local, read-only)\nimg on /Volumes/a (b) (macfuse, nodev)\n';
     expect(parseMountOutput(text)).toEqual([
       {
-        device: '',
+        device: 'apfs /dev/disk1s1',
         directory: '/',
         type: 'apfs',
         source: '/dev/disk1s1',
         superOptions: ['local', 'read-only'],
       },
       {
-        device: '',
+        device: 'macfuse img',
         directory: '/Volumes/a (b)',
         type: 'macfuse',
         source: 'img',
@@ -45,6 +45,17 @@ describe('parseMountOutput', () => {
       },
     ]);
   });
+});
+
+it.each([
+  ['fuse', true],
+  ['fuse.qcow2', true],
+  ['macfuse', true],
+  ['osxfuse', true],
+  ['fuseblk', false],
+  ['apfs', false],
+])('the type %s is one of FUSE: %s', (type, is) => {
+  expect(isFuse({ device: '', directory: '/', type, source: '', superOptions: [] })).toBe(is);
 });
 
 describe('findMount', () => {

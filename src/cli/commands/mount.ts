@@ -3,11 +3,13 @@
 import { randomBytes } from 'node:crypto';
 import { resolve } from 'node:path';
 import { defaultDirectory, prepareDirectory } from '../../worker/fuse-directory.ts';
+import { checkFilesPossible } from '../../worker/fuse-channels.ts';
 import { launchMount } from '../../worker/fuse-launch.ts';
 import { filesRequest } from '../../worker/fuse-files.ts';
 import { cleanStale, removeEmptyDirectory } from '../../worker/fuse-mounts.ts';
 import { parseFuseOptions } from '../../worker/fuse-options.ts';
 import type { MountRequest, MountSummary } from '../../worker/fuse-request.ts';
+import { stateDirectory } from '../../worker/fuse-state.ts';
 import { nearestName, usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import { FORCE_SHARE_OPTION } from '../image-options.ts';
@@ -45,8 +47,8 @@ Mount options (-o): allow_other, nonempty, uid=N, gid=N, mode=OCTAL, umask=OCTAL
 subtype=NAME, noexec, noatime, nodiratime, relatime, strictatime; direct_io reads past the kernel's \
 cache, which is quicker for whole images read once and slower for small reads.
 
-Records and logs of mounts are kept in /run/qcow2, $XDG_RUNTIME_DIR/qcow2 or /tmp/qcow2-UID; \
-QCOW2_STATE_DIR names another place.`;
+Records and logs of mounts are kept in /run/qcow2, $XDG_RUNTIME_DIR/qcow2 or /tmp/qcow2-UID, on \
+macOS in ~/Library/Application Support/qcow2; QCOW2_STATE_DIR names another place.`;
 
 export const command: CommandDefinition = {
   name: 'mount',
@@ -142,6 +144,8 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const output = outputOf(args);
   const partition = partitionOf(args);
   const files = filesOf(args);
+  // Before anything is made: there must be a place for records.
+  stateDirectory();
   cleanStale();
   const prepared = prepareDirectory(shownDirectory, { nonempty: options.nonempty });
   const id = randomBytes(8).toString('hex');
@@ -220,6 +224,7 @@ function filesOf(args: ParsedArguments): { all: boolean } | undefined {
   if (all && args.value('partition') !== undefined) {
     throw usageError('--all and --partition exclude each other');
   }
+  checkFilesPossible();
   return { all };
 }
 

@@ -21,6 +21,19 @@ export const Errno = {
   EDQUOT: 122,
 } as const;
 
+/** macOS's number of an error, for those that are not below 35. */
+const MACOS_NUMBERS: Partial<Record<number, number>> = {
+  [Errno.ENOSYS]: 78,
+  [Errno.EPROTO]: 100,
+  [Errno.EOPNOTSUPP]: 102,
+  [Errno.EDQUOT]: 69,
+};
+
+/** An error's number as the platform has it that a mount is on. */
+export function platformErrno(errno: number, platform: NodeJS.Platform = process.platform): number {
+  return platform === 'darwin' ? (MACOS_NUMBERS[errno] ?? errno) : errno;
+}
+
 /** Name of an error number, for log lines. */
 export function errnoName(errno: number): string {
   for (const [name, value] of Object.entries(Errno)) if (value === errno) return name;

@@ -8,6 +8,7 @@
  * nothing is cached, so that the files that show the same bytes agree.
  */
 
+import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { constants } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -16,6 +17,8 @@ import type { ErrorLog } from './error-log.ts';
 import type { FileTree } from './file-tree.ts';
 import { nativeOperations } from './native-operations.ts';
 import type { NativeOperations } from './native-operations.ts';
+import { missingFuse, nativeOptions } from './native-options.ts';
+import type { NativeMountOptions } from './native-options.ts';
 
 /** A flag of dlopen(3): never unload. */
 const RTLD_NODELETE = 0x1000;
@@ -25,8 +28,6 @@ const VALID_SECONDS = 365 * 86_400;
 const CHANGING_SECONDS = 1;
 /** Options of libfuse for mounts that accept writes. */
 const UNCACHED = ['direct_io', 'big_writes'];
-/** The C side of fuse-native copies its options into so many bytes. */
-const MAX_OPTION_BYTES = 1000;
 
 interface NativeMount {
   mount(callback: (error?: Error | null) => void): void;
@@ -37,16 +38,6 @@ type NativeConstructor = new (
   operations: NativeOperations,
   options: Record<string, unknown>,
 ) => NativeMount;
-
-/** What {@link mountNative} mounts where. */
-export interface NativeMountOptions {
-  directory: string;
-  source: string;
-  subtype: string;
-  /** Names of mount flags. */
-  flags: readonly string[];
-  allowOther: boolean;
-}
 
 /**
  * Mounts a tree through fuse-native. Only on the main thread: it uses libuv's default loop.
@@ -63,7 +54,7 @@ export async function mountNative(
   const { directory, allowOther } = options;
   const isWritable = tree.disk !== undefined;
   const mount = new Fuse(directory, nativeOperations(tree, log), {
-    ...fuseOptions({ ...options, flags: [...options.flags, ...(isWritable ? UNCACHED : [])] }),
+    ...nativeOptions({ ...options, flags: [...options.flags, ...(isWritable ? UNCACHED : [])] }),
     allowOther,
     defaultPermissions: true,
     kernelCache: !isWritable,
@@ -75,26 +66,25 @@ export async function mountNative(
   await new Promise<void>((resolve, reject) => {
     mount.mount((error) => {
       if (error === null || error === undefined) resolve();
-      else reject(new Qcow2Error('HOST', `cannot mount: ${error.message}`, { file: directory }));
+      else reject(refusal(directory, error));
     });
   });
 }
 
-/** fuse-native has no options for flags, but passes those of the name and type on as they are. */
-function fuseOptions({ source, subtype, flags }: NativeMountOptions): Record<string, string> {
-  const room = MAX_OPTION_BYTES - flags.join(',').length - subtype.length - 200;
-  const name = source.length > room ? source.slice(-room) : source;
-  return {
-    fsname: name.replace(/[\\,]/g, '\\$&'),
-    subtype: [subtype, ...flags].join(','),
-  };
+function refusal(directory: string, error: Error): Qcow2Error {
+  const missing = missingFuse(existsSync);
+  if (missing === undefined) {
+    return new Qcow2Error('HOST', `cannot mount: ${error.message}`, { file: directory });
+  }
+  const { problem, hint } = missing;
+  return new Qcow2Error('MISSING_DEPENDENCY', problem, { hint, cause: error });
 }
 
 /** The class that fuse-native exports. */
 function loadFuseNative(): NativeConstructor {
   const require = createRequire(import.meta.url);
   // Of the addon that was built at installation and the one that is shipped, the latter works.
-  process.env.PREBUILDS_ONLY ??= '1';
+  if (process.platform === 'linux') process.env.PREBUILDS_ONLY ??= '1';
   try {
     loadShippedLibfuse(dirname(require.resolve('fuse-native/package.json')));
     return require('fuse-native') as NativeConstructor;

@@ -1,6 +1,6 @@
 /** The operations that fuse-native is given: the same answers as on the kernel's channel, by path. */
 
-import { Errno, errnoOf } from './errno.ts';
+import { Errno, errnoOf, platformErrno } from './errno.ts';
 import type { ErrorLog } from './error-log.ts';
 import { fileErrno } from './file-tree.ts';
 import type { FileTree, TreeNode } from './file-tree.ts';
@@ -78,7 +78,7 @@ class Answers {
       this.#log.report(path, error);
       result = errnoOf(error);
     }
-    if (typeof result === 'number') callback(-result);
+    if (typeof result === 'number') callback(-platformErrno(result));
     else callback(0, ...result);
   }
 
@@ -89,7 +89,7 @@ class Answers {
       result = move();
     } catch (error) {
       this.#log.report(path.replace(/^.*\//, ''), error);
-      result = -errnoOf(error);
+      result = -platformErrno(errnoOf(error));
     }
     callback(result);
   }
