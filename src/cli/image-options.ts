@@ -106,8 +106,7 @@ const FOREIGN_PROTOCOLS = new Set(
  * @throws {Qcow2Error} `UNSUPPORTED`
  */
 export function refuseObjects(args: ParsedArguments): void {
-  const [object] = args.list('object');
-  if ((object ?? args.value('object')) === undefined) return;
+  if (args.list('object').length === 0) return;
   const reason = 'objects are for encryption and network drivers, which are not supported';
   throw new Qcow2Error('UNSUPPORTED', `--object is not supported here: ${reason}`);
 }

@@ -1,9 +1,9 @@
 /** What the image commands that write to an image in place have in common. */
 
-import type { Image, ImageFormat } from '../chain/open.ts';
+import type { Image } from '../chain/open.ts';
 import { Qcow2Error } from '../errors.ts';
 import type { CommandIo, OptionDefinition, ParsedArguments } from './command.ts';
-import { CACHE_MODES, formatOption, IMAGE_FORMATS, IMAGE_OPTS_OPTIONS } from './image-options.ts';
+import { CACHE_MODES, IMAGE_FORMATS, IMAGE_OPTS_OPTIONS } from './image-options.ts';
 import type { InterruptedError } from './progress.ts';
 import { reportError } from './report.ts';
 
@@ -30,11 +30,6 @@ export const CACHE_OPTION = {
     choices: CACHE_MODES,
   },
 } as const satisfies Record<string, OptionDefinition>;
-
-/** The format that was asked for. */
-export function formatToChange(args: ParsedArguments): { format?: ImageFormat } {
-  return formatOption(args.value('format'));
-}
 
 /** Warns of a raw image that is about to be changed though nobody said that it is one. */
 export function warnIfGuessedRaw(image: Image, args: ParsedArguments, io: CommandIo): void {

@@ -45,11 +45,13 @@ async function contentOf(path: string): Promise<Record<string, unknown>> {
 async function expectSameBitmaps(twins: Twins, name = 'disk.qcow2'): Promise<void> {
   expectSameImage(twins, name);
   const [ours, theirs] = [join(twins.ours, name), join(twins.theirs, name)];
-  expect(await contentOf(ours)).toEqual(await contentOf(theirs));
+  const content = await contentOf(ours);
+  expect(content).toEqual(await contentOf(theirs));
   using image = openImage(ours);
   if (image.format !== 'qcow2') throw new Error('it is qcow2');
   const usable = image.bitmaps.filter(({ isInconsistent }) => !isInconsistent);
-  for (const bitmap of usable) expect([...image.dirtyRanges(bitmap.name)]).toBeDefined();
+  const read = usable.map(({ name: bitmap }) => [bitmap, [...image.dirtyRanges(bitmap)]]);
+  expect(Object.fromEntries(read)).toEqual(content);
 }
 
 const cache = sharedTemporaryDirectory();

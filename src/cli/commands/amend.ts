@@ -9,9 +9,9 @@ import { amendOptionsHelp, parseAmendOptions } from '../amend-options.ts';
 import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import { asksForOptions } from '../creation-options.ts';
-import { givenImage, REFERENCE_OPTIONS, referenceOptions } from '../image-options.ts';
+import { formatOption, givenImage, REFERENCE_OPTIONS, referenceOptions } from '../image-options.ts';
 import { driveSteps, InterruptedError, ProgressReporter } from '../progress.ts';
-import { CACHE_OPTION, CHANGE_OPTIONS, formatToChange, reportInterrupt } from '../write-options.ts';
+import { CACHE_OPTION, CHANGE_OPTIONS, reportInterrupt } from '../write-options.ts';
 
 /** Percent between two lines of progress. */
 const STEP_PERCENT = 1;
@@ -51,7 +51,7 @@ export const command: CommandDefinition = {
 
 async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const [path] = args.operands;
-  const format = formatToChange(args);
+  const format = formatOption(args.value('format'));
   const lists = args.list('options');
   if (lists.length === 0) throw usageError('say what to change: -o name=value; see -o help');
   if (asksForOptions(lists)) return showOptions(args, io);
@@ -103,7 +103,7 @@ function countBitmaps(image: Image): number {
 /** Lists what can be amended of images of a format, which is given or found out. */
 function showOptions(args: ParsedArguments, io: CommandIo): number {
   const [path] = args.operands;
-  let { format } = formatToChange(args);
+  let { format } = formatOption(args.value('format'));
   if (format === undefined) {
     if (path === undefined) throw missingImage();
     const given = givenImage(args, path);

@@ -12,6 +12,7 @@ import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.t
 import {
   CACHE_MODES,
   FORCE_SHARE_OPTION,
+  formatOption,
   givenImage,
   IMAGE_OPTS_OPTIONS,
   REFERENCE_OPTIONS,
@@ -19,12 +20,7 @@ import {
 } from '../image-options.ts';
 import { driveSteps, InterruptedError, ProgressReporter } from '../progress.ts';
 import { parseSize } from '../size.ts';
-import {
-  CHANGE_OPTIONS,
-  formatToChange,
-  reportInterrupt,
-  warnIfGuessedRaw,
-} from '../write-options.ts';
+import { CHANGE_OPTIONS, reportInterrupt, warnIfGuessedRaw } from '../write-options.ts';
 
 const DEFAULT_COUNT = 75_000;
 const DEFAULT_DEPTH = 64;
@@ -124,7 +120,7 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const [path = ''] = args.operands;
   const plan = parsePlan(args);
   const writable = plan.isWriting;
-  const open = { ...formatToChange(args), ...referenceOptions(args), writable };
+  const open = { ...formatOption(args.value('format')), ...referenceOptions(args), writable };
   using image = openImage(givenImage(args, path), open);
   if (writable) warnIfGuessedRaw(image, args, io);
   await prepareToRead(image);

@@ -15,7 +15,7 @@ import {
   referenceOptions,
 } from '../image-options.ts';
 import { parseSize } from '../size.ts';
-import { CHANGE_OPTIONS, formatToChange } from '../write-options.ts';
+import { CHANGE_OPTIONS } from '../write-options.ts';
 
 const ACTIONS = ['add', 'remove', 'clear', 'enable', 'disable', 'merge'] as const;
 
@@ -93,7 +93,11 @@ function run(args: ParsedArguments): number {
   // What is behind the image has no say in what its bitmaps mark.
   const open = { ...referenceOptions(args), withoutBacking: true };
   const given = givenImage(args, path);
-  using opened = openImage(given, { ...open, ...formatToChange(args), writable: true });
+  using opened = openImage(given, {
+    ...open,
+    ...formatOption(args.value('format')),
+    writable: true,
+  });
   using source =
     sourcePath === undefined
       ? undefined

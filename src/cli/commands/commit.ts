@@ -6,11 +6,11 @@ import { prepareToRead } from '../../chain/prepare.ts';
 import { Qcow2Error } from '../../errors.ts';
 import { commitSteps, findBacking } from '../../operations/commit.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
-import { givenImage, REFERENCE_OPTIONS, referenceOptions } from '../image-options.ts';
+import { formatOption, givenImage, REFERENCE_OPTIONS, referenceOptions } from '../image-options.ts';
 import type { GivenImage } from '../image-options.ts';
 import { driveSteps, InterruptedError, ProgressReporter } from '../progress.ts';
 import { parseSize } from '../size.ts';
-import { CACHE_OPTION, CHANGE_OPTIONS, formatToChange, reportInterrupt } from '../write-options.ts';
+import { CACHE_OPTION, CHANGE_OPTIONS, reportInterrupt } from '../write-options.ts';
 
 /** Percent between two lines of progress. */
 const STEP_PERCENT = 1;
@@ -51,7 +51,7 @@ export const command: CommandDefinition = {
 
 async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const [path = ''] = args.operands;
-  const open = { ...formatToChange(args), ...referenceOptions(args) };
+  const open = { ...formatOption(args.value('format')), ...referenceOptions(args) };
   const given = givenImage(args, path);
   const rate = args.value('rate-limit');
   const bytesPerSecond = rate === undefined ? 0 : parseSize(rate, 'the rate');

@@ -26,7 +26,7 @@ import {
 } from '../image-options.ts';
 import { driveSteps, InterruptedError, Interrupts, ProgressReporter } from '../progress.ts';
 import { parseSize } from '../size.ts';
-import { CHANGE_OPTIONS, formatToChange, reportInterrupt } from '../write-options.ts';
+import { CHANGE_OPTIONS, reportInterrupt } from '../write-options.ts';
 
 /** Percent between two lines of progress. */
 const STEP_PERCENT = 1;
@@ -68,7 +68,7 @@ export const command: CommandDefinition = {
 
 async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const { input, output, selection } = parseOperands(args.operands);
-  const open = { ...formatToChange(args), ...referenceOptions(args) };
+  const open = { ...formatOption(args.value('format')), ...referenceOptions(args) };
   using image = openImage(givenImage(args, input), open);
   await prepareToRead(image);
   const { device, isPastEnd } = selectBlocks(image, selection);

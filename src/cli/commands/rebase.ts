@@ -21,7 +21,7 @@ import {
   referenceOptions,
 } from '../image-options.ts';
 import { driveSteps, InterruptedError, ProgressReporter } from '../progress.ts';
-import { CACHE_OPTION, CHANGE_OPTIONS, formatToChange, reportInterrupt } from '../write-options.ts';
+import { CACHE_OPTION, CHANGE_OPTIONS, reportInterrupt } from '../write-options.ts';
 
 /** Percent between two lines of progress. */
 const STEP_PERCENT = 1;
@@ -77,7 +77,7 @@ export const command: CommandDefinition = {
 async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const [path = ''] = args.operands;
   const isUnsafe = args.flag('unsafe');
-  const format = formatToChange(args);
+  const format = formatOption(args.value('format'));
   const reference = referenceOf(args);
   // What is shared is what is only read: the new backing file.
   const references = { ...referenceOptions(args), forceShare: false };

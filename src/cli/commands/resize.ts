@@ -10,15 +10,10 @@ import {
 } from '../../operations/resize.ts';
 import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
-import { givenImage, REFERENCE_OPTIONS, referenceOptions } from '../image-options.ts';
+import { formatOption, givenImage, REFERENCE_OPTIONS, referenceOptions } from '../image-options.ts';
 import { driveSteps, InterruptedError, ProgressReporter } from '../progress.ts';
 import { parseSize } from '../size.ts';
-import {
-  CHANGE_OPTIONS,
-  formatToChange,
-  reportInterrupt,
-  warnIfGuessedRaw,
-} from '../write-options.ts';
+import { CHANGE_OPTIONS, reportInterrupt, warnIfGuessedRaw } from '../write-options.ts';
 
 /** Percent between two lines of progress. */
 const STEP_PERCENT = 1;
@@ -51,7 +46,7 @@ export const command: CommandDefinition = {
 
 async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const [path = '', sizeText = ''] = args.operands;
-  const format = formatToChange(args);
+  const format = formatOption(args.value('format'));
   const change = parseChange(sizeText);
   using image = openImage(givenImage(args, path), {
     ...format,

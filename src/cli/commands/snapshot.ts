@@ -7,10 +7,10 @@ import { snapshotLines } from '../../operations/format-info.ts';
 import { imageInfo } from '../../operations/info.ts';
 import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
-import { FORCE_SHARE_OPTION, givenImage } from '../image-options.ts';
+import { FORCE_SHARE_OPTION, formatOption, givenImage } from '../image-options.ts';
 import { Interrupts } from '../progress.ts';
 import { formatSize } from '../size.ts';
-import { CHANGE_OPTIONS, formatToChange } from '../write-options.ts';
+import { CHANGE_OPTIONS } from '../write-options.ts';
 
 /** What can be done with a snapshot, by the option that asks for it. */
 const ACTIONS = ['create', 'apply', 'delete'] as const;
@@ -55,13 +55,9 @@ export const command: CommandDefinition = {
   run,
 };
 
-function run(args: ParsedArguments, io: CommandIo): Promise<number> {
-  return new Promise((resolve) => resolve(listOrChange(args, io)));
-}
-
-function listOrChange(args: ParsedArguments, io: CommandIo): number {
+function run(args: ParsedArguments, io: CommandIo): number {
   const [path = ''] = args.operands;
-  const open = { ...formatToChange(args), forceShare: args.flag('force-share') };
+  const open = { ...formatOption(args.value('format')), forceShare: args.flag('force-share') };
   const given = givenImage(args, path);
   const change = changeOf(args);
   // Snapshots are a matter of the image alone.
