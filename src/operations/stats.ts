@@ -5,6 +5,7 @@
 
 import type { Image } from '../chain/open.ts';
 import { FileDevice } from '../device/file.ts';
+import type { SharedClusterCache } from '../qcow2/cluster-cache/shared-cluster-cache.ts';
 import { MAX_COUNTED_FILES, REQUEST_KINDS, sumStats } from '../util/request-stats.ts';
 import type { KindTotals, RequestKindName, RequestStats } from '../util/request-stats.ts';
 
@@ -86,6 +87,24 @@ export function countReads(image: Image, stats: RequestStats, first = 0): Counte
     }
   }
   return counted;
+}
+
+/** What the caches of images and their backing chains have counted; undefined without any. */
+export function cacheStats(images: readonly Image[]): CacheStats | undefined {
+  const caches = new Set<SharedClusterCache>();
+  for (const image of images) {
+    for (let layer: Image | undefined = image; layer !== undefined; layer = layer.backing) {
+      const cache = layer.format === 'qcow2' ? layer.clusterCache : undefined;
+      if (cache !== undefined) caches.add(cache);
+    }
+  }
+  if (caches.size === 0) return undefined;
+  const sum = { hits: 0, misses: 0, readAheadHits: 0, readAheadBytes: 0, wastedBytes: 0 };
+  for (const cache of caches) {
+    const counters = cache.counters();
+    for (const name of Object.keys(sum) as (keyof CacheStats)[]) sum[name] += counters[name];
+  }
+  return sum;
 }
 
 /** Adds up what has been counted so far. */

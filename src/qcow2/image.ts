@@ -156,6 +156,11 @@ export class Qcow2Image<B extends BlockDevice = BlockDevice> extends DiskWithBit
     if (this.backing instanceof Qcow2Image) this.backing.shareClusterCache(cache);
   }
 
+  /** The cache of its decompressed clusters, once there is one. */
+  get clusterCache(): SharedClusterCache | undefined {
+    return this.context.clusters.cache;
+  }
+
   /** Zeroes are a matter of L2 entries, except in version 2. */
   get zeroesFast(): boolean {
     return this.header.version >= 3;

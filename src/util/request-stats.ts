@@ -60,8 +60,12 @@ const FILES = QUEUE + Object.keys(QueueCounter).length;
 const HISTOGRAMS = FILES + MAX_COUNTED_FILES * FILE_NUMBERS;
 /** Rows begin at multiples of two cache lines, so that threads do not slow one another down. */
 const ROW_NUMBERS = Math.ceil((HISTOGRAMS + KINDS * LATENCY_BUCKETS) / 16) * 16;
-/** Before the first row: when counting began, in milliseconds since 1970. */
-const HEADER_NUMBERS = 16;
+/** Descriptors that are known by the file they are of; those of a process that serves are few. */
+const MAX_DESCRIPTORS = 4096;
+/** Where the table of descriptors begins: the number of each one's file, plus 1. In bytes. */
+const DESCRIPTORS = 128;
+/** Before the first row: when counting began, in milliseconds since 1970, and that table. */
+const HEADER_NUMBERS = (DESCRIPTORS + 4 * MAX_DESCRIPTORS) / 8;
 
 /**
  * Memory for the counters of so many threads, all 0. Pages that nobody counts in take no memory.
@@ -77,7 +81,7 @@ export function allocateStats(threads: number): SharedArrayBuffer {
 /** What one thread counts: see the head of this file. */
 export class RequestStats {
   readonly #numbers: Float64Array;
-  readonly #files = new Map<number, Float64Array>();
+  readonly #descriptors: Int32Array;
 
   /**
    * @param memory as made by {@link allocateStats}
@@ -87,6 +91,7 @@ export class RequestStats {
     const start = 8 * (HEADER_NUMBERS + row * ROW_NUMBERS);
     assert(start < memory.byteLength, 'there is no row for this thread');
     this.#numbers = new Float64Array(memory, start, ROW_NUMBERS);
+    this.#descriptors = new Int32Array(memory, DESCRIPTORS, MAX_DESCRIPTORS);
   }
 
   /**
@@ -128,21 +133,25 @@ export class RequestStats {
   /**
    * Two numbers for a file, to add to: how often it was read, and bytes.
    *
-   * @param descriptor by which {@link addSent} knows it too
+   * @param descriptor by which {@link addRead} knows it too, in all threads
    */
   fileCounter(index: number, descriptor: number): Float64Array {
-    const at = FILES + Math.min(index, MAX_COUNTED_FILES - 1) * FILE_NUMBERS;
-    const counter = this.#numbers.subarray(at, at + FILE_NUMBERS);
-    this.#files.set(descriptor, counter);
-    return counter;
+    const file = Math.min(index, MAX_COUNTED_FILES - 1);
+    if (descriptor < MAX_DESCRIPTORS) this.#descriptors[descriptor] = file + 1;
+    const at = FILES + file * FILE_NUMBERS;
+    return this.#numbers.subarray(at, at + FILE_NUMBERS);
   }
 
-  /** Counts bytes of a file that the host sent to a client. */
-  addSent(descriptor: number, bytes: number): void {
-    const counter = this.#files.get(descriptor);
-    if (counter === undefined) return;
-    counter[0]! += 1;
-    counter[1]! += bytes;
+  /**
+   * Counts bytes that were read past the engine: what the host sent to a client, and what another
+   * thread decompressed in advance.
+   */
+  addRead(descriptor: number, bytes: number): void {
+    const file = (this.#descriptors[descriptor] ?? 0) - 1;
+    if (file < 0) return;
+    const at = FILES + file * FILE_NUMBERS;
+    this.#numbers[at]! += 1;
+    this.#numbers[at + 1]! += bytes;
   }
 }
 

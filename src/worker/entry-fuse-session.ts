@@ -15,12 +15,14 @@ import { becomeIoFlusher } from '../host/io-flusher.ts';
 import { loadLibc } from '../host/libc.ts';
 import { openForMount } from './fuse-image.ts';
 import type { OpenedImage } from './fuse-image.ts';
+import { MountStats } from './mount-stats.ts';
 import { toWireError } from './wire-error.ts';
 import { Control } from './fuse-request.ts';
 import type { ServeMessage, WorkerInput, WorkerMessage } from './fuse-request.ts';
 
 const { request, control } = workerData as WorkerInput;
 const words = new Int32Array(control);
+const stats = new MountStats(request.directory);
 
 function tell(message: WorkerMessage): void {
   parentPort!.postMessage(message);
@@ -41,6 +43,8 @@ function serve({ tree }: OpenedImage, fd: number): void {
     onReady: () => tell({ kind: 'ready' }),
     directIo: request.options.directIo,
     invalidations: new Invalidations((job) => tell({ kind: 'invalidate', job }), jobsDone),
+    stats: stats.requests,
+    sharedTexts: stats.texts,
   });
   try {
     session.serve(new DeviceChannel(fd), () => Atomics.load(words, Control.stop) !== 0);
@@ -59,7 +63,7 @@ function close(image: OpenedImage): void {
 }
 
 try {
-  const image = await openForMount(request);
+  const image = await openForMount(request, stats);
   parentPort!.once('message', ({ fd }: ServeMessage) => {
     try {
       if (fd !== undefined) serve(image, fd);

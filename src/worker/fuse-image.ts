@@ -23,6 +23,7 @@ import { mapImage } from '../operations/map.ts';
 import { closeMounted, openMounted } from './fuse-open.ts';
 import type { MountedImage } from './fuse-open.ts';
 import type { ImageRequest, ImageSummary, MountRequest } from './fuse-request.ts';
+import type { MountStats } from './mount-stats.ts';
 
 /** An image that is open, and its tree. */
 export interface OpenedImage {
@@ -40,9 +41,13 @@ export interface OpenedImage {
 
 /**
  * Opens the image of a request.
+ * @param stats where it is counted what is read of it, and what the tree shows of that
  * @throws {Qcow2Error} what is wrong with it
  */
-export async function openForMount(request: MountRequest): Promise<OpenedImage> {
+export async function openForMount(
+  request: MountRequest,
+  stats?: MountStats,
+): Promise<OpenedImage> {
   const { options } = request;
   const mounted = openMounted(request);
   let writable: WritableDisk | undefined;
@@ -52,10 +57,11 @@ export async function openForMount(request: MountRequest): Promise<OpenedImage> 
     });
   try {
     await prepareToRead(mounted.top);
+    stats?.watch(mounted.top);
     const modifiedMs = statSync(mounted.named.path).mtimeMs;
     const parts = partsOf(request, mounted, modifiedMs);
     writable = parts.writable;
-    const layout = imageTree(parts);
+    const layout = imageTree({ ...parts, liveTexts: stats?.liveTexts });
     const tree = new FileTree(
       {
         uid: options.uid ?? process.geteuid?.() ?? 0,
@@ -66,6 +72,7 @@ export async function openForMount(request: MountRequest): Promise<OpenedImage> 
         },
         bytes: parts.disk.size,
         disk: parts.writable,
+        hasLiveTexts: stats !== undefined,
       },
       layout.entries,
     );

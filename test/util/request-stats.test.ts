@@ -68,8 +68,9 @@ describe('RequestStats', () => {
     const counter = last.fileCounter(1, 20);
     counter[0]! += 2;
     counter[1]! += 10;
-    last.addSent(20, 1);
-    last.addSent(21, 1000);
+    // By another thread than the one that opened it.
+    first.addRead(20, 1);
+    for (const unknown of [21, 5000, -1]) first.addRead(unknown, 1000);
     const totals = sumStats(memory);
     expect(totals.kinds.read).toMatchObject({ count: 3, errors: 1, bytes: 4608, maxMs: 0.5 });
     expect(totals.kinds.read.meanMs).toBeCloseTo(0.62 / 3);
