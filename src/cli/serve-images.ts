@@ -28,6 +28,7 @@ export function imageSpecs(args: ParsedArguments): ImageSpec[] {
     partition,
     writes: writeTarget(args),
     bitmaps: args.list('bitmap'),
+    resizable: args.flag('resize'),
     open: openOptions(args),
   };
   return paths.map((path, index) => ({ path, options: { ...options, name: names[index]! } }));

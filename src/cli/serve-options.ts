@@ -46,6 +46,10 @@ const IMAGE_OPTIONS = {
     placeholder: 'FILE',
     description: 'keep writes in FILE, an overlay of the image; made if missing',
   },
+  resize: {
+    kind: 'flag',
+    description: 'let clients that write change the size of the disk (an experiment of NBD)',
+  },
   format: {
     kind: 'value',
     short: 'f',

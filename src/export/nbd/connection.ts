@@ -262,6 +262,7 @@ export class Connection {
       writer: this.#writer,
       pool: this.#context.pool,
       isWritable: used.isWritable,
+      resize: used.resize,
       style,
       contexts,
       isFull: () => this.#isFull(),

@@ -32,6 +32,13 @@ export interface NbdExport {
   device: BlockDevice | (() => BlockDevice);
   /** Whether clients may write to it, where the device can be written at all (default false). */
   writable?: boolean | undefined;
+  /**
+   * Changes the size of the device, durably, where clients may ask for that (`NBD_CMD_RESIZE`, an
+   * extension of the protocol that is still an experiment; default: they may not). Throws, and changes
+   * nothing, where the device cannot have that size.
+   * @param size bytes, a multiple of 512
+   */
+  resize?: ((size: number) => void) | undefined;
   /** Bitmaps that clients can ask for. */
   bitmaps?: readonly ExportBitmap[] | undefined;
 }
@@ -42,6 +49,8 @@ export interface OpenExport {
   readonly description: string;
   readonly device: BlockDevice;
   readonly isWritable: boolean;
+  /** Changes its size; undefined where clients may not. */
+  readonly resize: ((size: number) => void) | undefined;
   /** What can be asked about it. */
   readonly contexts: readonly MetaContext[];
   /** Whether the device was opened for its clients, and is closed after the last one. */
@@ -108,7 +117,9 @@ export class ExportTable {
       const contexts = metaContextsOf(item.bitmaps ?? []);
       const isWritable = item.writable === true && !device.readOnly;
       const { name: itemName } = item;
-      entry = { name: itemName, description, device, isWritable, contexts, users: 0, ownsDevice };
+      const resize = isWritable ? item.resize : undefined;
+      const open = { name: itemName, description, device, isWritable, resize, contexts };
+      entry = { ...open, users: 0, ownsDevice };
       this.#open.set(item.name, entry);
     }
     entry.users++;

@@ -23,6 +23,8 @@ export const Failures = {
     code: NbdError.NBD_EINVAL,
     text: 'the payload does not name contexts that were agreed on, each once',
   },
+  badResize: { code: NbdError.NBD_EINVAL, text: 'a size is a multiple of 512, and has no length' },
+  badSize: { code: NbdError.NBD_EINVAL, text: 'the disk cannot have that size' },
   badFlush: { code: NbdError.NBD_EINVAL, text: 'a flush has neither offset nor length' },
   noContexts: { code: NbdError.NBD_EINVAL, text: 'no metadata context was negotiated' },
   nothing: { code: NbdError.NBD_EINVAL, text: 'a length of 0' },

@@ -45,7 +45,8 @@ const MAX_SKIPPED_BYTES = NBD_MAX_PAYLOAD;
 const MAX_OPTIONS = 10_000;
 
 /** What can be done with an export, by a client that agreed on these headers and contexts. */
-function transmissionFlags({ used: { isWritable }, style, contexts }: Agreement): number {
+function transmissionFlags({ used, style, contexts }: Agreement): number {
+  const { isWritable, resize } = used;
   const reading =
     TransmissionFlag.NBD_FLAG_HAS_FLAGS |
     TransmissionFlag.NBD_FLAG_SEND_FLUSH |
@@ -61,7 +62,8 @@ function transmissionFlags({ used: { isWritable }, style, contexts }: Agreement)
     TransmissionFlag.NBD_FLAG_SEND_TRIM |
     TransmissionFlag.NBD_FLAG_SEND_WRITE_ZEROES |
     TransmissionFlag.NBD_FLAG_SEND_FAST_ZERO;
-  return reading | (isWritable ? writing : TransmissionFlag.NBD_FLAG_READ_ONLY);
+  const resizing = resize === undefined ? 0 : TransmissionFlag.NBD_FLAG_SEND_RESIZE;
+  return reading | (isWritable ? writing | resizing : TransmissionFlag.NBD_FLAG_READ_ONLY);
 }
 
 /** Whether clients can, or have to, go over to TLS (`NBD_OPT_STARTTLS`). */

@@ -13,6 +13,7 @@ import type { Partition } from '../../format/partition/index.ts';
 import { writeBackEarly } from '../../operations/early-writeback.ts';
 import { openKeptOverlay, openTemporaryOverlay } from '../../operations/overlay.ts';
 import type { ExportBitmap, NbdExport } from './exports.ts';
+import { resizerOf } from './resizing.ts';
 
 /** Where writes of clients go. */
 export type WriteTarget =
@@ -40,6 +41,8 @@ export interface ImageExportOptions {
   partition?: number | undefined;
   /** Where writes go (default `nowhere`); not for snapshots. */
   writes?: WriteTarget | undefined;
+  /** Whether clients may change the size of the disk, where they may write to it (default false). */
+  resizable?: boolean | undefined;
   /**
    * Names of persistent bitmaps that clients can ask for; not where writes go to an overlay, of which
    * those of the image know nothing.
@@ -79,6 +82,9 @@ export async function imageExports(
   options: ImageExportOptions,
 ): Promise<ImageExports> {
   const { name, description, snapshot, partition, writes = 'nowhere' } = options;
+  if (options.resizable === true && (writes === 'nowhere' || partition !== undefined)) {
+    throw invalid(path, 'only whole disks that clients write to can be resized by them');
+  }
   if (snapshot !== undefined) {
     if (writes !== 'nowhere') throw invalid(path, 'snapshots can only be read');
     if (options.bitmaps?.length) throw invalid(path, 'snapshots have no bitmaps');
@@ -103,8 +109,10 @@ export async function imageExports(
       };
     }
     const disk = { name, description: description ?? path, size: image.size };
+    const minimum = Math.max(0, ...usablePartitions(image).map(endOf));
+    const resize = options.resizable === true ? resizerOf(image, minimum) : undefined;
     const exports: ImageExport[] = [
-      { ...disk, device: image, writable, bitmaps },
+      { ...disk, device: image, writable, bitmaps, resize },
       ...parts,
       ...internalSnapshots(name, isOverlaid ? image.backing : image),
       ...layerExports(name, image),
@@ -228,6 +236,10 @@ function partitionExports(name: string, disk: BlockDevice, writable: boolean): I
     size: partition.length,
     writable,
   }));
+}
+
+function endOf({ offset, length }: Partition): number {
+  return offset + length;
 }
 
 function usablePartitions(disk: BlockDevice): Partition[] {

@@ -24,12 +24,15 @@ export function padToSector(device: BlockDevice): BlockDevice {
 
 /** What lies past the end of the device stays zero: only zeroes can be written there. */
 class PaddedDevice implements BlockDevice {
-  readonly size: number;
   readonly #device: BlockDevice;
 
   constructor(device: BlockDevice) {
     this.#device = device;
-    this.size = alignUp(device.size, SECTOR_BYTES);
+  }
+
+  /** Asked for each time: the device may be given another size. */
+  get size(): number {
+    return alignUp(this.#device.size, SECTOR_BYTES);
   }
 
   read(target: Uint8Array, offset: number): void {

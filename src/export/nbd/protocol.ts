@@ -97,6 +97,8 @@ export const Command = {
   NBD_CMD_CACHE: 5,
   NBD_CMD_WRITE_ZEROES: 6,
   NBD_CMD_BLOCK_STATUS: 7,
+  /** Of an extension that is still an experiment. */
+  NBD_CMD_RESIZE: 8,
 } as const;
 
 /** Flags of requests (16 bits). */

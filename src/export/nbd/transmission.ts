@@ -13,6 +13,7 @@
  */
 
 import type { BlockDevice } from '../../device/block-device.ts';
+import { Qcow2Error } from '../../errors.ts';
 import { readU32 } from '../../util/bytes.ts';
 import { answerBlockStatus } from './block-status.ts';
 import { failureOf, Failures } from './failure.ts';
@@ -37,6 +38,8 @@ const TURN_BYTES = 512 * 1024;
 const REQUEST_COST = 2048;
 /** Cost that other requests may cause before it is a waiting read's turn. */
 const SHARE_BYTES = 256 * 1024;
+/** What sizes are multiples of: clients count in sectors. */
+const SIZE_UNIT = 512;
 /** Requests under way that take more than one turn; the next one waits. */
 const MAX_TASKS = 16;
 
@@ -59,6 +62,8 @@ export interface TransmissionContext {
   readonly pool: BufferPool;
   /** Whether the client may write (default false). */
   readonly isWritable?: boolean;
+  /** Changes the size of the device, where the client may ask for that. */
+  readonly resize?: ((size: number) => void) | undefined;
   /** Headers that were agreed on (default `simple`). */
   readonly style?: HeaderStyle;
   /** Metadata contexts that were agreed on. */
@@ -86,7 +91,6 @@ export class Transmission {
   /** What is wrong, after `violation`. */
   problem = '';
   readonly #device: BlockDevice;
-  readonly #size: number;
   readonly #style: HeaderStyle;
   readonly #isWritable: boolean;
   readonly #context: TransmissionContext;
@@ -108,7 +112,6 @@ export class Transmission {
   constructor(device: BlockDevice, context: TransmissionContext) {
     const { writer, style = 'simple', isWritable = false, direct, onError } = context;
     this.#device = device;
-    this.#size = device.size;
     this.#style = style;
     this.#context = context;
     this.#replies = new Replies(writer, style);
@@ -284,6 +287,8 @@ export class Transmission {
       case Command.NBD_CMD_BLOCK_STATUS:
         this.#blockStatus(request);
         return 0;
+      case Command.NBD_CMD_RESIZE:
+        return this.#resize(request);
       default:
         return this.#refuse(request, this.#payloadProblem(request) ?? Failures.unknownCommand);
     }
@@ -408,10 +413,33 @@ export class Transmission {
     answerBlockStatus(request, { device, replies: this.#replies, contexts, onError });
   }
 
+  #resize(request: Request): number {
+    const { resize } = this.#context;
+    const { offset, length, flags } = request;
+    let failure = this.#payloadProblem(request);
+    if (resize === undefined || !this.#isWritable) failure ??= Failures.unknownCommand;
+    if ((flags & ~this.#commonFlags) !== 0) failure ??= Failures.badFlags;
+    if (length !== 0 || offset === 0 || offset % SIZE_UNIT !== 0) failure ??= Failures.badResize;
+    if (offset > Number.MAX_SAFE_INTEGER) failure ??= Failures.noRoom;
+    if (failure !== undefined) return this.#refuse(request, failure);
+    try {
+      resize?.(offset);
+    } catch (error) {
+      this.#context.onError(error);
+      const isImpossible =
+        error instanceof Qcow2Error && ['INVALID_OPTION', 'UNSUPPORTED'].includes(error.code);
+      this.#replies.error(request, isImpossible ? Failures.badSize : failureOf(error));
+      return 0;
+    }
+    this.#replies.done(request);
+    return 0;
+  }
+
   /** What is wrong with the flags or the range of a request. */
   #problem(request: Request, flags: number, beyond: Failure): Failure | undefined {
     if ((request.flags & ~flags) !== 0) return Failures.badFlags;
-    return request.offset + request.length > this.#size ? beyond : undefined;
+    // Asked for each time: another client may have changed it.
+    return request.offset + request.length > this.#device.size ? beyond : undefined;
   }
 
   /** The failure of a request that has a payload though its command takes none. */

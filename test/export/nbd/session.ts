@@ -24,7 +24,7 @@ export function talk(
   pool = new BufferPool(),
   agreed: Pick<
     TransmissionContext,
-    'style' | 'contexts' | 'isWritable' | 'direct' | 'receive'
+    'style' | 'contexts' | 'isWritable' | 'direct' | 'receive' | 'resize'
   > = {},
 ): Session {
   const sent: Buffer[] = [];

@@ -52,6 +52,7 @@ export const CMD = {
   CACHE: 5,
   WRITE_ZEROES: 6,
   BLOCK_STATUS: 7,
+  RESIZE: 8,
 } as const;
 export const REP = {
   ACK: 1,
