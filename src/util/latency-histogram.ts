@@ -22,9 +22,10 @@ export function latencyBucket(milliseconds: number): number {
   return shift * STEPS + (units >>> shift);
 }
 
-/** The time in milliseconds below which all that are in a bucket lie. */
+/** The time in milliseconds below which all that are in a bucket lie; none for the last. */
 export function latencyBucketEnd(bucket: number): number {
   assert(bucket >= 0 && bucket < LATENCY_BUCKETS, 'there is no such bucket');
+  if (bucket === LATENCY_BUCKETS - 1) return Number.POSITIVE_INFINITY;
   if (bucket < 2 * STEPS) return (bucket + 1) / UNITS_PER_MS;
   const shift = Math.floor(bucket / STEPS) - 1;
   return (((bucket % STEPS) + STEPS + 1) * 2 ** shift) / UNITS_PER_MS;
@@ -46,5 +47,5 @@ export function latencyQuantile(counts: Float64Array, fraction: number): number 
     passed += count;
     if (passed >= wanted) return latencyBucketEnd(bucket);
   }
-  return latencyBucketEnd(LATENCY_BUCKETS - 1);
+  return Number.POSITIVE_INFINITY;
 }
