@@ -1,11 +1,12 @@
 /**
  * Many clients at once, each reading and writing a part of the disk that is its own, while others
- * vanish in the middle of what they do.
+ * misbehave in every phase and vanish in the middle of what they do.
  *
  *     NBD_CLIENTS=200 NBD_SECONDS=60 NBD_SEED=7 npx vitest run test/export/nbd/many-clients.test.ts
  */
 
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, it } from 'vitest';
 import { openImage } from '../../../src/chain/open.ts';
 import { serveNbd } from '../../../src/export/nbd/server.ts';
@@ -14,25 +15,31 @@ import { createImage } from '../../../src/operations/create.ts';
 import { temporaryDirectory } from '../../support/temp.ts';
 import { Random } from '../../support/random.ts';
 import { TestClient } from './client.ts';
-import { CMD, FLAG, request } from './wire.ts';
+import { clientFlags, CMD, contextData, FLAG, infoData, OPT, option, request } from './wire.ts';
 
 const CLIENTS = Number(process.env['NBD_CLIENTS'] ?? 40);
 const SECONDS = Number(process.env['NBD_SECONDS'] ?? 2);
 const SEED = Number(process.env['NBD_SEED'] ?? 20_261_123);
-const PART = 1024 * 1024;
+const MiB = 1024 * 1024;
+const PART = MiB;
 
-it(
-  `serves ${CLIENTS} clients at once (seed ${SEED})`,
+it.each([
+  { good: CLIENTS, bad: Math.ceil(CLIENTS / 4) },
+  { good: 1, bad: 100 },
+])(
+  `serves $good clients while $bad misbehave (seed ${SEED})`,
   { timeout: SECONDS * 1000 + 60_000 },
-  async () => {
+  async ({ good, bad }) => {
     const path = join(temporaryDirectory(), 'disk.qcow2');
     const socketPath = join(temporaryDirectory(), 'socket');
-    createImage(path, { size: CLIENTS * PART });
+    createImage(path, { size: good * PART });
     const image = openImage(path, { writable: true });
     const exports = [{ name: 'disk', device: image, writable: true }];
-    const server = await serveNbd(exports, { socketPath }, { maxClients: 2 * CLIENTS });
+    // Twice as many as there are: it takes a moment until the server knows that one has gone.
+    const server = await serveNbd(exports, { socketPath }, { maxClients: 2 * (good + bad) });
     const end = Date.now() + SECONDS * 1000;
     let rounds = 0;
+    let incidents = 0;
 
     /** Writes, zeroes and reads a part, and holds what it reads against what it wrote. */
     async function work(index: number): Promise<Buffer> {
@@ -64,31 +71,62 @@ it(
       return model;
     }
 
-    /** Announces more than it sends, or asks for what it never reads, and goes. */
+    /** Does one of the things that a client must not do, none of which changes a part, and goes. */
     async function misbehave(index: number): Promise<void> {
       const numbers = new Random(SEED ^ (index * 104_729));
       const random = (bound: number): number => numbers.below(bound);
+      // A write that is refused, so that no part changes.
+      const offset = good * PART;
+      const failing = (): Buffer => request({ type: CMD.WRITE, offset, length: 1 + random(PART) });
+      const misdeeds: ((client: TestClient) => void)[] = [
+        // Says nothing, or nonsense, or that it will send more than it does.
+        () => undefined,
+        (client) => client.send(Buffer.alloc(1 + random(5000), random(256))),
+        (client) =>
+          client.send(clientFlags(), option(OPT.LIST, Buffer.alloc(9999)).subarray(0, 99)),
+        // Asks and asks, and reads no answer.
+        (client) => client.send(clientFlags(), ...Array<Buffer>(500).fill(option(OPT.LIST))),
+        (client) => client.send(clientFlags(), option(OPT.STARTTLS), option(99, Buffer.alloc(999))),
+        (client) => {
+          const context = contextData('disk', Array<string>(50).fill('base:allocation'));
+          client.send(
+            clientFlags(),
+            ...Array<Buffer>(50).fill(option(OPT.SET_META_CONTEXT, context)),
+          );
+        },
+      ];
+      const laterMisdeeds: ((client: TestClient) => void)[] = [
+        (client) => client.send(failing(), Buffer.alloc(random(999))),
+        (client) =>
+          client.send(...Array<Buffer>(40).fill(request({ type: CMD.READ, length: PART }))),
+        (client) => client.send(request({ type: CMD.READ, length: random(PART) }).subarray(0, 20)),
+        (client) => client.send(request({ type: CMD.READ, magic: 0x12345678 })),
+        (client) => client.send(request({ type: CMD.WRITE, offset, length: 0xffff_ffff })),
+        (client) => client.send(...Array<Buffer>(99).fill(request({ type: 77, flags: 0xffff }))),
+      ];
       while (Date.now() < end) {
-        const client = await TestClient.open({ path: socketPath });
+        await sleep(20 + random(200));
+        const client = await TestClient.connect({ path: socketPath }).catch(() => undefined);
+        // One is accepted in each turn of the event loop; meanwhile the queue may be full.
+        if (client === undefined) continue;
         client.socket.pause();
-        // A write that is refused, so that no part changes.
-        const offset = CLIENTS * PART;
-        client.send(
-          request({ type: CMD.WRITE, offset, length: 1 + random(PART) }),
-          Buffer.alloc(random(999)),
-        );
-        client.send(request({ type: CMD.READ, length: random(PART) }));
-        await new Promise((resolve) => setTimeout(resolve, random(50)));
+        const isLater = random(2) === 0;
+        if (isLater) client.send(clientFlags(), option(OPT.GO, infoData('')));
+        const possible = isLater ? laterMisdeeds : misdeeds;
+        possible[random(possible.length)]!(client);
+        incidents++;
+        await sleep(random(50));
         client.destroy();
       }
     }
 
-    const bad = Array.from({ length: Math.ceil(CLIENTS / 4) }, (_, index) => misbehave(index + 1));
-    const models = await Promise.all(Array.from({ length: CLIENTS }, (_, index) => work(index)));
-    await Promise.all(bad);
+    const villains = Array.from({ length: bad }, (_, index) => misbehave(index + 1));
+    const models = await Promise.all(Array.from({ length: good }, (_, index) => work(index)));
+    await Promise.all(villains);
     await server.close();
     image.close();
-    expect(rounds).toBeGreaterThan(CLIENTS);
+    expect(rounds).toBeGreaterThan(good);
+    expect(incidents).toBeGreaterThan(bad);
     using again = openImage(path);
     const content = Buffer.alloc(again.size);
     again.read(content, 0);
