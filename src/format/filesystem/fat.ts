@@ -1,6 +1,6 @@
 /** FAT12, FAT16 and FAT32 (Microsoft's fatgen103): boot sector, and the label in the root directory. */
 
-import { isPowerOfTwo, optionalSize, sizeOf } from './reader.ts';
+import { dosSerial, isPowerOfTwo, optionalSize, sizeOf } from './reader.ts';
 import type { Reader, Structure } from './reader.ts';
 import type { Filesystem } from './types.ts';
 
@@ -49,7 +49,7 @@ export function recognizeFat(reader: Reader): Filesystem | undefined {
     usage: 'filesystem',
     version: `FAT${width}`,
     label,
-    uuid: hasSerial ? formatSerial(serial) : '',
+    uuid: hasSerial ? dosSerial(serial) : '',
     ...optionalSize(sizeOf(sectors, sectorBytes)),
   };
 }
@@ -79,15 +79,13 @@ function parseVolume(boot: Structure): Volume | undefined {
   if (fatSectors === 0 || clusters < 1 || clusters > MAX_FAT32_CLUSTERS) return undefined;
   // FAT32 is told by its empty field too: small volumes of it exist, against the rule.
   const isWide = clusters >= FAT32_CLUSTERS || boot.u16(22) === 0;
-  const root = isWide
-    ? {
-        offset: (dataSector + (boot.u32(44) - 2) * sectorsPerCluster) * sectorBytes,
-        length: sectorsPerCluster * sectorBytes,
-      }
-    : {
-        offset: (dataSector - rootSectors) * sectorBytes,
-        length: Math.min(rootSectors * sectorBytes, MAX_DIRECTORY_BYTES),
-      };
+  const [rootSector, rootLength] = isWide
+    ? [dataSector + (boot.u32(44) - 2) * sectorsPerCluster, sectorsPerCluster]
+    : [dataSector - rootSectors, rootSectors];
+  const root = {
+    offset: rootSector * sectorBytes,
+    length: Math.min(rootLength * sectorBytes, MAX_DIRECTORY_BYTES),
+  };
   const width = isWide ? 32 : clusters >= FAT16_CLUSTERS ? 16 : 12;
   return { boot, sectorBytes, sectors, width, root };
 }
@@ -107,10 +105,4 @@ function rootLabel(reader: Reader, { root }: Volume): string | undefined {
     if (isLabel) return directory.text(entry, 11);
   }
   return undefined;
-}
-
-/** A serial number as DOS prints it: `1A2B-3C4D`. */
-function formatSerial(serial: number): string {
-  const hex = serial.toString(16).toUpperCase().padStart(8, '0');
-  return `${hex.slice(0, 4)}-${hex.slice(4)}`;
 }

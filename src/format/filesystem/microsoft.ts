@@ -1,6 +1,6 @@
 /** Later filesystems of Windows, told by the name that their boot sector begins with. */
 
-import { isPowerOfTwo, optionalSize, sizeOf } from './reader.ts';
+import { dosSerial, isPowerOfTwo, optionalSize, sizeOf } from './reader.ts';
 import type { Reader, Structure } from './reader.ts';
 import type { Filesystem } from './types.ts';
 
@@ -19,13 +19,12 @@ export function recognizeExfat(reader: Reader): Filesystem | undefined {
     isPowerOfTwo(clusterBytes, { from: 512, to: MAX_CLUSTER_BYTES });
   if (!isSane) return undefined;
   const rootOffset = boot.u32(88) * sectorBytes + (boot.u32(96) - 2) * clusterBytes;
-  const serial = boot.u32(100).toString(16).toUpperCase().padStart(8, '0');
   return {
     type: 'exfat',
     usage: 'filesystem',
     version: `${boot.u8(105)}.${boot.u8(104)}`,
     label: exfatLabel(reader.at(rootOffset, Math.min(clusterBytes, MAX_SEARCHED_BYTES))),
-    uuid: `${serial.slice(0, 4)}-${serial.slice(4)}`,
+    uuid: dosSerial(boot.u32(100)),
     ...optionalSize(sizeOf(boot.u64(72), sectorBytes)),
   };
 }

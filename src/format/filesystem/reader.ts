@@ -167,3 +167,9 @@ export function sizeOf(count: number, unitBytes: number): number | undefined {
 export function optionalSize(size: number | undefined): { size?: number } {
   return size === undefined ? {} : { size };
 }
+
+/** The serial number of a volume as DOS prints it: `1A2B-3C4D`. */
+export function dosSerial(serial: number): string {
+  const hex = serial.toString(16).toUpperCase().padStart(8, '0');
+  return `${hex.slice(0, 4)}-${hex.slice(4)}`;
+}

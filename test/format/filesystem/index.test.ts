@@ -1,4 +1,4 @@
-import { truncateSync, writeFileSync } from 'node:fs';
+import { closeSync, openSync, truncateSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { ReadOnlyDevice } from '../../../src/device/block-device.ts';
@@ -151,6 +151,17 @@ describe('a filesystem made by its own program is told as libblkid tells it', ()
       expect(found[0]).toMatchObject({ ...blkid(path), ...also });
     });
   }
+});
+
+itPeers(['mkfs.vfat', 'blkid'], 'FAT32 with the largest clusters has its label in them', () => {
+  const path = sparseFile(300 * MiB);
+  run('mkfs.vfat', ['-F', '32', '-S', '4096', '-s', '128', '-n', 'ROOT_LABEL', path]);
+  // Windows leaves the copy of the label in the boot sector as it was.
+  const file = openSync(path, 'r+');
+  writeSync(file, 'NO NAME    ', 71);
+  closeSync(file);
+  expect(blkid(path).label).toBe('ROOT_LABEL');
+  expect(recognizeFile(path)).toMatchObject([blkid(path)]);
 });
 
 describePeers(['blkid'], 'a superblock made by hand is told as libblkid tells it', () => {
