@@ -103,7 +103,7 @@ export const IMAGE_WORDS = 2 + IMAGE_NAME_BYTES / 4;
 /** Streams that are followed. */
 export const STREAM_ENTRIES = 32;
 /** Numbers of a stream. */
-export const STREAM_NUMBERS = 12;
+export const STREAM_NUMBERS = 13;
 
 const MAGIC = 0x71633201;
 const MAX_POOLS = 16;

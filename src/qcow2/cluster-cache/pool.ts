@@ -381,14 +381,17 @@ export class ClusterPool {
     const words = this.#words;
     const { ways } = this.#layout;
     const first = set * ways;
+    for (let slot = first; slot < first + ways; slot++) {
+      const at = this.#word(slot);
+      if (Atomics.load(words, at + SlotWord.pins) !== 0) continue;
+      if (Atomics.load(words, at + SlotWord.state) === FREE) return slot;
+    }
     for (let round = 0; round <= GO_FIRST; round++) {
       let hasFilled = false;
       for (let slot = first; slot < first + ways; slot++) {
         const at = this.#word(slot);
         if (Atomics.load(words, at + SlotWord.pins) !== 0) continue;
-        const state = Atomics.load(words, at + SlotWord.state);
-        if (state === FREE) return slot;
-        if (state !== FILLED) continue;
+        if (Atomics.load(words, at + SlotWord.state) !== FILLED) continue;
         hasFilled = true;
         if ((words[at + SlotWord.use]! & AGE_MASK) < GO_FIRST) continue;
         this.#evict(at);

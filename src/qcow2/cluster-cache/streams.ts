@@ -41,6 +41,8 @@ const Field = {
   tick: 10,
   /** Clusters that were wasted since the window was changed. */
   wasted: 11,
+  /** 1 once that made it smaller, until it is used. */
+  isShrunk: 12,
 } as const;
 
 /** Requests that have to fit before anything is read ahead. */
@@ -135,12 +137,11 @@ export class Streams {
     table[at + Field.end] = end;
     const score = ++table[at + Field.score]!;
     if (score < MIN_SCORE && length < LONG_REQUEST) return;
-    const ahead = table[at + Field.ahead]!;
-    const known = Math.max(end, ahead);
+    this.#shrink(at);
+    const known = Math.max(end, table[at + Field.ahead]!);
     // In pieces, so that requests of a few bytes do not each ask for a few bytes more.
     if (known - end > table[at + Field.window]! / 2) return;
-    const to = end + this.#window(at, length);
-    if (to <= known) return;
+    const to = end + this.#grow(at, length);
     table[at + Field.ahead] = to;
     this.from = known;
     this.to = to;
@@ -155,7 +156,8 @@ export class Streams {
     table[at + Field.end] = Math.max(table[at + Field.end]!, offset + length);
     const score = ++table[at + Field.strideScore]!;
     if (score < MIN_SCORE) return;
-    const count = Math.min(MAX_STRIDES, Math.floor(this.#window(at, length) / length));
+    this.#shrink(at);
+    const count = Math.min(MAX_STRIDES, Math.floor(this.#grow(at, length) / length));
     const last = offset + count * stride;
     const next = offset + stride;
     // What was read ahead before is not asked for again.
@@ -176,17 +178,23 @@ export class Streams {
     return tick;
   }
 
-  /** The window to use now. */
-  #window(at: number, length: number): number {
+  /** Halves the window of a stream for which something was read ahead in vain. */
+  #shrink(at: number): void {
     const table = this.#table;
-    const max = this.#maxWindow;
-    const before = table[at + Field.window]!;
-    let window = before === 0 ? Math.max(MIN_WINDOW, length) : before * 2;
-    if (table[at + Field.wasted]! > 0) window = Math.max(MIN_WINDOW / 2, before / 2);
+    if (table[at + Field.wasted] === 0) return;
     table[at + Field.wasted] = 0;
-    window = Math.min(window, max);
-    table[at + Field.window] = window;
-    return window;
+    table[at + Field.window] = Math.max(MIN_WINDOW / 2, table[at + Field.window]! / 2);
+    table[at + Field.isShrunk] = 1;
+  }
+
+  /** The window to use now: twice the last, unless that was just halved. */
+  #grow(at: number, length: number): number {
+    const table = this.#table;
+    const before = table[at + Field.window]!;
+    const grown = before === 0 ? Math.max(MIN_WINDOW, length) : before * 2;
+    const window = table[at + Field.isShrunk] === 1 ? before : grown;
+    table[at + Field.isShrunk] = 0;
+    return (table[at + Field.window] = Math.min(window, this.#maxWindow));
   }
 
   /** Puts a request that fits nothing in the place of the stream that was used longest ago. */
