@@ -36,10 +36,21 @@ export interface BitmapSource {
 }
 
 /**
- * Lists an image's bitmaps.
+ * Lists an image's bitmaps. Of those that a program without bitmaps gave up, as many as can still be
+ * read: their clusters may have been freed, and hold something else by now.
  * @throws {Qcow2Error} `CORRUPT`, `TOO_LARGE`, `TRUNCATED` or `UNSUPPORTED`
  */
-export function readBitmapDirectory({ header, file }: BitmapSource): BitmapInfo[] {
+export function readBitmapDirectory(source: BitmapSource): BitmapInfo[] {
+  try {
+    return decodeDirectory(source);
+  } catch (error) {
+    const isGivenUp = !source.header.areBitmapsValid && error instanceof Qcow2Error;
+    if (!isGivenUp || error.code === 'HOST') throw error;
+    return [];
+  }
+}
+
+function decodeDirectory({ header, file }: BitmapSource): BitmapInfo[] {
   const extension = header.extensions.bitmaps;
   if (extension === undefined) return [];
   const { directoryOffset, directorySize, count } = extension;

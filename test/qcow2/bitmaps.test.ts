@@ -1,5 +1,7 @@
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
+import { decodeHeader } from '../../src/format/qcow2/header.ts';
 import { openImage } from '../../src/index.ts';
 import type { ChainedQcow2Image } from '../../src/index.ts';
 import { describePeers } from '../support/peers.ts';
@@ -46,5 +48,20 @@ describePeers(['qemu-img', 'qemu-io', 'qemu-nbd', 'nbdinfo'], 'bitmaps', () => {
     } finally {
       image.close();
     }
+  });
+
+  it.each([
+    ['bitmaps-autoclear-unset', true],
+    ['bitmaps', false],
+  ])('whose directory was overwritten matter only if they count: %s', (name, isGivenUp) => {
+    const path = join(temporaryDirectory(), 'bitmaps.qcow2');
+    const bytes = readFileSync(`images/features/${name}.qcow2`);
+    const { extensions } = decodeHeader(bytes);
+    const { directoryOffset, directorySize } = extensions.bitmaps!;
+    bytes.fill(0xff, directoryOffset, directoryOffset + directorySize);
+    writeFileSync(path, bytes);
+    using image = openQcow2(path);
+    if (isGivenUp) expect(image.bitmaps).toEqual([]);
+    else expect(() => image.bitmaps).toThrow(/bitmap directory entry 0/);
   });
 });
