@@ -35,6 +35,9 @@ const MAX_WAITING_INPUT_BYTES = 4 * 1024;
 /** How long a client may take to read its last replies. */
 const LINGER_MS = 30_000;
 
+/** With TLS 1.3, the client looks at the certificate when the server is through with the handshake. */
+const DISTRUST = 'client left as soon as TLS was agreed on: it may not trust the certificate';
+
 /** What the connections of a server have in common. */
 export interface ConnectionContext {
   readonly exports: ExportTable;
@@ -179,10 +182,14 @@ export class Connection {
 
   readonly #onEnd = (): void => {
     this.#inputEnded = true;
+    if (this.#handshake.isSilentSinceTls) this.#context.log(DISTRUST, 'warning');
     if (this.#waitingFor === undefined) this.#work();
   };
 
   readonly #onError = (error: Error): void => {
+    if (this.#handshake.isSilentSinceTls && !this.#inputEnded) {
+      this.#context.log(DISTRUST, 'warning');
+    }
     this.#context.log(`connection lost: ${error.message}`, 'info');
   };
 

@@ -103,6 +103,7 @@ export class Handshake {
   /** undefined until the client has sent its flags. */
   #clientFlags: number | undefined;
   #options = 0;
+  #optionsInTheClear = 0;
   /** A client may ask again and again; what it is told of TLS is logged once. */
   #hasWarned = false;
   /** What remains of an option that is too long to be looked at. */
@@ -116,8 +117,14 @@ export class Handshake {
   /** The connection is encrypted from here on; what was agreed on before it does not count. */
   secured(): void {
     this.#isSecure = true;
+    this.#optionsInTheClear = this.#options;
     this.#style = 'simple';
     this.#chosen = undefined;
+  }
+
+  /** Whether the connection is encrypted, and the client has asked for nothing since it is. */
+  get isSilentSinceTls(): boolean {
+    return this.#isSecure && this.#options === this.#optionsInTheClear;
   }
 
   /** What the server says first. */
