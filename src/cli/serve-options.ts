@@ -2,6 +2,7 @@
 
 import { NBD_DEFAULT_PORT } from '../export/nbd/protocol.ts';
 import type { NbdTlsOptions } from '../export/nbd/tls.ts';
+import { CACHE_SIZE_OPTION } from './cache-size.ts';
 import { usageError } from './command.ts';
 import type { OptionDefinition, ParsedArguments } from './command.ts';
 import { FORCE_SHARE_OPTION } from './image-options.ts';
@@ -135,6 +136,7 @@ const SERVER_OPTIONS = {
     placeholder: 'N',
     description: 'threads that serve (default: more than one while several clients are busy)',
   },
+  'cache-size': CACHE_SIZE_OPTION,
   'max-clients': {
     kind: 'value',
     short: 'e',

@@ -12,6 +12,7 @@ import { RateLimitedLog } from '../export/nbd/rate-limited-log.ts';
 import { BufferPool } from '../export/nbd/reply-writer.ts';
 import { loadTls } from '../export/nbd/tls.ts';
 import { prepareDirectSockets } from '../host/sendfile.ts';
+import { SharedClusterCache } from '../qcow2/cluster-cache/shared-cluster-cache.ts';
 import type { NbdThreadData, NbdThreadMessage, NbdThreadRequest } from './nbd-protocol.ts';
 import { toWireError } from './wire-error.ts';
 
@@ -59,7 +60,13 @@ function serve(images: ImageExports): void {
 }
 
 try {
-  const images = await openImageSet(data.images);
+  const { clusterCache: memory, cacheOwner } = data;
+  const clusterCache = memory && SharedClusterCache.attach(memory, cacheOwner);
+  const specs = data.images.map(({ path, options }) => ({
+    path,
+    options: { ...options, open: { ...options.open, clusterCache } },
+  }));
+  const images = await openImageSet(specs);
   if (images.fingerprint !== data.fingerprint) {
     images.close();
     throw new Qcow2Error('HOST', 'the image was replaced or written while it is served');

@@ -10,11 +10,17 @@ export interface NbdThreadData {
   images: readonly ImageSpec[];
   /** What the server's own thread has open; the thread serves nothing else. */
   fingerprint: string;
+  /** Memory of the cluster cache of all threads. */
+  clusterCache: SharedArrayBuffer | undefined;
+  /** The number of the thread there. */
+  cacheOwner: number | undefined;
   /** Counters of the buffer pools, and the row that is the thread's. */
   usage: SharedArrayBuffer;
   row: number;
   handshakeTimeoutMs: number;
   idleTimeoutMs: number | undefined;
+  /** Memory for what is counted of requests; the same row is the thread's. */
+  stats: SharedArrayBuffer | undefined;
   tls: NbdTlsOptions | undefined;
 }
 

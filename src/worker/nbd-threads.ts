@@ -18,6 +18,7 @@ import type { ImageSpec } from '../export/nbd/image-set.ts';
 import { PoolUsage } from '../export/nbd/pool-usage.ts';
 import { IdleCores } from '../host/idle-cores.ts';
 import { canCopyDescriptors, copyDescriptor } from '../host/socket-copy.ts';
+import type { SharedClusterCache } from '../qcow2/cluster-cache/shared-cluster-cache.ts';
 import type { NbdThreadData, NbdThreadMessage, NbdThreadRequest } from './nbd-protocol.ts';
 import { THREAD_LIMITS } from './thread-count.ts';
 import { fromWireError } from './wire-error.ts';
@@ -44,6 +45,10 @@ export interface NbdThreadsOptions {
   images: readonly ImageSpec[];
   /** The one of the server's own images: other ones are not served. */
   fingerprint: string;
+  /** Memory for what is counted of requests, with a row for each thread (default: nothing is). */
+  stats?: SharedArrayBuffer | undefined;
+  /** The cache that the server's own images use (default: each thread has its own). */
+  clusterCache?: SharedClusterCache | undefined;
   /** Cores that have to be idle before a thread is started unasked (default 0.5). */
   idleCores?: number;
 }
@@ -222,15 +227,19 @@ export class NbdThreads implements ClientThreads {
   }
 
   #startThread(row: number): Thread {
-    const { images, fingerprint } = this.#options;
+    const { images, fingerprint, clusterCache, stats } = this.#options;
     const { usage, handshakeTimeoutMs, idleTimeoutMs, tls, warn } = this.#host!;
+    const cacheOwner = clusterCache?.newOwner();
     const data: NbdThreadData = {
       images,
       fingerprint,
+      clusterCache: clusterCache?.buffer,
+      cacheOwner,
       usage,
       row,
       handshakeTimeoutMs,
       idleTimeoutMs,
+      stats,
       tls,
     };
     // No options of the process: `--input-type`, for one, keeps a thread from loading a file.
@@ -258,6 +267,7 @@ export class NbdThreads implements ClientThreads {
       const isMissed = thread.clients.size > 0 || !this.#isClosing;
       if (isMissed) warn(this.#describeEnd(thread, reason));
       this.#forget(thread);
+      if (cacheOwner !== undefined) clusterCache?.releaseOwner(cacheOwner);
     });
     return thread;
   }

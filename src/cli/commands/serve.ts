@@ -1,14 +1,17 @@
 /** `qcow2 serve`: serves images over NBD until it is told to stop. */
 
 import { readFileSync, unlinkSync, writeFileSync } from 'node:fs';
+import { shareClusterCache } from '../../chain/cluster-cache.ts';
 import { hostError } from '../../errors.ts';
 import type { ImageExport, WriteTarget } from '../../export/nbd/image-exports.ts';
 import { openImageSet } from '../../export/nbd/image-set.ts';
 import { NBD_DEFAULT_PORT } from '../../export/nbd/protocol.ts';
 import { serveNbd } from '../../export/nbd/server.ts';
 import type { NbdAddress, NbdServer, NbdServerOptions } from '../../export/nbd/server.ts';
+import { DecompressionThreads } from '../../worker/decompression.ts';
 import { NbdThreads } from '../../worker/nbd-threads.ts';
 import { defaultServingThreads, MAX_SERVING_THREADS } from '../../worker/thread-count.ts';
+import { cacheSize } from '../cache-size.ts';
 import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import { addressOf } from '../serve-address.ts';
@@ -97,19 +100,25 @@ interface ServePlan {
 async function serve(args: ParsedArguments, plan: ServePlan): Promise<number> {
   const { io, addresses, isPassedIn, written } = plan;
   const asJson = args.choice('output', ['human', 'json'], 'human') === 'json';
+  const cacheBytes = cacheSize(args);
   const specs = imageSpecs(args);
   const served = await openImageSet(specs);
   for (const path of guessedRawImages(args, served)) {
     const problem = 'no format was given, and it was taken for raw; say -f raw if it is';
     io.stderr(`qcow2: warning: ${path}: ${problem}\n`);
   }
+  let decompression: DecompressionThreads | undefined;
   try {
     let onLastClient = (): void => undefined;
     const clientsGone = new Promise<void>((resolve) => (onLastClient = resolve));
     const { most, areAsked } = plan.threads;
     const { fingerprint } = served;
+    const clusterCache = shareClusterCache(served.images, cacheBytes);
+    decompression = new DecompressionThreads(clusterCache);
     const threads =
-      most > 1 ? new NbdThreads({ threads: most, images: specs, fingerprint }) : undefined;
+      most > 1
+        ? new NbdThreads({ threads: most, images: specs, fingerprint, clusterCache })
+        : undefined;
     const server = await serveNbd(served.exports, addresses, {
       ...plan.options,
       threads,
@@ -135,6 +144,7 @@ async function serve(args: ParsedArguments, plan: ServePlan): Promise<number> {
     }
   } finally {
     served.close();
+    await decompression?.close();
   }
   const isKept = written !== 'nowhere' && written !== 'temporary';
   if (isKept && !asJson && !isPassedIn) io.stdout('All that was written is on the disk.\n');

@@ -1,7 +1,7 @@
 /** The exports of a disk image: the disk, its partitions, its snapshots and the layers below it. */
 
 import { fingerprintOf } from '../../chain/fingerprint.ts';
-import { openDevice } from '../../chain/open-device.ts';
+import { selectPartition, selectSnapshot } from '../../chain/open-device.ts';
 import { openImage } from '../../chain/open.ts';
 import type { Image, OpenImageOptions } from '../../chain/open.ts';
 import { prepareToRead } from '../../chain/prepare.ts';
@@ -61,6 +61,8 @@ export interface ImageExport extends NbdExport {
 /** The exports of one image, the disk first, and what is to be closed when they end. */
 export interface ImageExports {
   exports: ImageExport[];
+  /** What is open, to share a cluster cache with. */
+  images: readonly Image[];
   /** What tells whether another thread has opened the same files; see {@link fingerprintOf}. */
   fingerprint: string;
   /**
@@ -104,6 +106,7 @@ export async function imageExports(
       const text = description ?? `partition ${partition} of ${path}`;
       return {
         exports: [{ name, description: text, device, size: device.size, writable }],
+        images: [image],
         fingerprint,
         close,
       };
@@ -117,7 +120,7 @@ export async function imageExports(
       ...internalSnapshots(name, isOverlaid ? image.backing : image),
       ...layerExports(name, image),
     ];
-    return { exports, fingerprint, close };
+    return { exports, images: [image], fingerprint, close };
   } catch (error) {
     closeImage(image);
     throw error;
@@ -126,18 +129,21 @@ export async function imageExports(
 
 async function snapshotExports(path: string, options: ImageExportOptions): Promise<ImageExports> {
   const { name, description, snapshot, partition, open = {} } = options;
-  let fingerprint: string;
-  {
-    using image = openImage(path, open);
+  const image = openImage(path, open);
+  try {
     await prepareToRead(image);
-    fingerprint = fingerprintOf(image);
+    const fingerprint = fingerprintOf(image);
+    let disk = selectSnapshot(image, image, snapshot!);
+    if (partition !== undefined) disk = selectPartition(disk, image, partition);
+    const part = partition === undefined ? '' : `partition ${partition} of `;
+    const text = description ?? `${part}snapshot ${snapshot} of ${path}`;
+    const exports: ImageExport[] = [{ name, description: text, device: disk, size: disk.size }];
+    if (partition === undefined) exports.push(...partitionExports(name, disk, false));
+    return { exports, images: [image], fingerprint, close: () => image.close() };
+  } catch (error) {
+    image.close();
+    throw error;
   }
-  const disk = openDevice(path, { ...open, snapshot, partition });
-  const part = partition === undefined ? '' : `partition ${partition} of `;
-  const text = description ?? `${part}snapshot ${snapshot} of ${path}`;
-  const exports: ImageExport[] = [{ name, description: text, device: disk, size: disk.size }];
-  if (partition === undefined) exports.push(...partitionExports(name, disk, false));
-  return { exports, fingerprint, close: () => disk.close() };
 }
 
 /** Opens the image once to see what decoders it needs, then as its writes are to go. */

@@ -23,6 +23,7 @@ export async function openImageSet(specs: readonly ImageSpec[]): Promise<ImageEx
   }
   return {
     exports: opened.flatMap(({ exports }) => exports),
+    images: opened.flatMap(({ images }) => images),
     fingerprint: opened.map(({ fingerprint }) => fingerprint).join('\n'),
     close: () => closeAll(opened),
   };

@@ -63,6 +63,8 @@ export const SlotWord = {
   positionHigh: 11,
   positionLow: 12,
   compression: 13,
+  /** The thread that posted the job. */
+  poster: 14,
 } as const;
 
 /** Flag of {@link SlotWord.use}: it was read ahead, and nobody has asked for it so far. */

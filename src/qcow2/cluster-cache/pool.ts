@@ -176,6 +176,7 @@ export class ClusterPool {
       words[at + SlotWord.positionHigh] = Math.floor(source.position / TWO_32);
       words[at + SlotWord.positionLow] = source.position | 0;
       words[at + SlotWord.compression] = source.compression;
+      words[at + SlotWord.poster] = this.#memory.owner;
       Atomics.store(words, at + SlotWord.state, QUEUED);
       return Posted.YES;
     } finally {
@@ -317,8 +318,12 @@ export class ClusterPool {
     }
     for (let slot = 0; slot < this.slots; slot++) {
       const at = this.#word(slot);
-      if (words[at + SlotWord.owner] !== owner) continue;
       const state = at + SlotWord.state;
+      // The file that it was to be read from is closed.
+      if (words[at + SlotWord.poster] === owner) {
+        Atomics.compareExchange(words, state, QUEUED, FREE);
+      }
+      if (words[at + SlotWord.owner] !== owner) continue;
       Atomics.compareExchange(words, state, FILLING, FREE);
       Atomics.compareExchange(words, state, STALE, FREE);
       Atomics.notify(words, state);
