@@ -89,6 +89,13 @@ export function countReads(image: Image, stats: RequestStats, first = 0): Counte
   return counted;
 }
 
+/** {@link countReads} for several images, each counted after those before it. */
+export function countAllReads(images: readonly Image[], stats: RequestStats): CountedFile[] {
+  const counted: CountedFile[] = [];
+  for (const image of images) counted.push(...countReads(image, stats, counted.length));
+  return counted;
+}
+
 /** What the caches of images and their backing chains have counted; undefined without any. */
 export function cacheStats(images: readonly Image[]): CacheStats | undefined {
   const caches = new Set<SharedClusterCache>();

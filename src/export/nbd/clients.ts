@@ -1,6 +1,7 @@
 /** The clients that one thread serves, and what they share. */
 
 import type { Socket } from 'node:net';
+import type { RequestStats } from '../../util/request-stats.ts';
 import { Connection } from './connection.ts';
 import type { MovedClient } from './connection.ts';
 import type { ExportTable } from './exports.ts';
@@ -14,6 +15,8 @@ export interface ClientSetContext {
   readonly tls: TlsService | undefined;
   readonly handshakeTimeoutMs: number;
   readonly idleTimeoutMs: number | undefined;
+  /** Where requests are counted (default: they are not). */
+  readonly stats?: RequestStats | undefined;
   /** A line for the log about a client. */
   readonly log: (client: string, message: string, level: 'info' | 'warning') => void;
   /** Called once a client has gone; not for one that was moved. */
@@ -47,7 +50,7 @@ export class ClientSet {
    * @param moved what is known of one that was another thread's until now
    */
   add(socket: Socket, name: string, moved?: MovedClient): void {
-    const { exports, pool, tls, handshakeTimeoutMs, idleTimeoutMs } = this.#context;
+    const { exports, pool, tls, handshakeTimeoutMs, idleTimeoutMs, stats } = this.#context;
     const connection = new Connection(
       socket,
       {
@@ -56,6 +59,7 @@ export class ClientSet {
         tls,
         handshakeTimeoutMs,
         idleTimeoutMs,
+        stats,
         log: (message, level) => this.#context.log(name, message, level),
         onClosed: (closed) => {
           this.#remove(closed);

@@ -10,6 +10,7 @@
 import type { Socket } from 'node:net';
 import { DirectSocket } from '../../host/sendfile.ts';
 import { copyDescriptor } from '../../host/socket-copy.ts';
+import type { RequestStats } from '../../util/request-stats.ts';
 import type { ExportTable } from './exports.ts';
 import { Handshake } from './handshake.ts';
 import type { Agreement } from './handshake.ts';
@@ -48,6 +49,8 @@ export interface ConnectionContext {
   readonly handshakeTimeoutMs: number;
   /** How long it may then be silent; undefined for ever. */
   readonly idleTimeoutMs?: number | undefined;
+  /** Where requests are counted (default: they are not). */
+  readonly stats?: RequestStats | undefined;
   /** A line for the log about this client. */
   readonly log: (message: string, level: 'info' | 'warning') => void;
   /** Called once, when the socket is closed and everything is given back. */
@@ -272,6 +275,7 @@ export class Connection {
       resize: used.resize,
       style,
       contexts,
+      stats: this.#context.stats,
       isFull: () => this.#isFull(),
       direct: () => this.#directSocket(),
       receive: (target) => this.#receive(target),

@@ -51,6 +51,9 @@ export class Request {
   /** The 64 bits that the client knows the request by. */
   cookieHigh = 0;
   cookieLow = 0;
+  /** When it began to be handled, and whether its end was counted: see `request-counter.ts`. */
+  arrivedMs = 0;
+  isCounted = false;
 
   /** Takes the fields of a header that starts at `at`; its magic is not looked at. */
   load(bytes: Uint8Array, at: number, style: HeaderStyle): void {

@@ -218,6 +218,7 @@ export class Reads {
     }
     this.#replies.writeDataHeader(buffer, position, request, { offset, length, isLast: true });
     writer.commit(total);
+    this.#replies.counter?.finished(request, false);
   }
 
   /** Sends the next piece of the reply that has begun. */
@@ -230,6 +231,7 @@ export class Reads {
     if (job.remaining > 0 && job.inChunk > 0) return progress;
     this.#job = undefined;
     if (job.remaining > 0) this.#waiting.push(job);
+    else this.#replies.counter?.finished(job.request, progress === 'broken');
     return progress;
   }
 
@@ -444,6 +446,7 @@ export class Reads {
       sent = direct?.sendFile(range.descriptor, range.hostOffset, wanted) ?? 0;
     }
     this.#count(job, sent);
+    if (range !== undefined && sent > 0) this.#replies.counter?.sent(range.descriptor, sent);
     if (sent === wanted) return 0;
     if (range !== undefined && direct?.isUsable === true) {
       return Math.min(job.inChunk, WAKING_BYTES);

@@ -17,9 +17,13 @@ import {
 import type { ChunkFields, HeaderStyle, Request } from './headers.ts';
 import { Command, ReplyType } from './protocol.ts';
 import type { ReplyWriter } from './reply-writer.ts';
+import type { RequestCounter } from './request-counter.ts';
 
 /** Bytes that follow the header of a chunk of data: its offset. */
 const OFFSET_BYTES = 8;
+
+/** The bit that all types of chunks that tell an error have. */
+const ERROR_TYPES = 1 << 15;
 
 /** A part of an export that a chunk speaks of. */
 export interface ChunkRange {
@@ -37,10 +41,13 @@ export class Replies {
   readonly dataHeaderBytes: number;
   /** Bytes of the header of a chunk. */
   readonly #chunkHeaderBytes: number;
+  /** Told of every reply that is complete; who writes data by {@link writeDataHeader} tells it. */
+  readonly counter: RequestCounter | undefined;
 
-  constructor(writer: ReplyWriter, style: HeaderStyle) {
+  constructor(writer: ReplyWriter, style: HeaderStyle, counter?: RequestCounter) {
     this.writer = writer;
     this.style = style;
+    this.counter = counter;
     const { simpleReply, structuredReply, extendedReply } = HeaderSize;
     this.#chunkHeaderBytes = style === 'extended' ? extendedReply : structuredReply;
     this.dataHeaderBytes = style === 'simple' ? simpleReply : this.#chunkHeaderBytes + OFFSET_BYTES;
@@ -112,6 +119,8 @@ export class Replies {
       writer.buffer.set(payload, writer.position + this.#chunkHeaderBytes);
     }
     writer.commit(total);
+    const { request, type, isLast } = fields;
+    if (isLast) this.counter?.finished(request, (type & ERROR_TYPES) !== 0);
   }
 
   #simple(request: Request, error: number): void {
@@ -120,6 +129,7 @@ export class Replies {
     writer.reserve(length, length);
     writeSimpleReply(writer.buffer, writer.position, { error, request });
     writer.commit(length);
+    this.counter?.finished(request, error !== 0);
   }
 
   #writeHeader(bytes: Uint8Array, at: number, fields: ChunkFields): void {

@@ -9,6 +9,7 @@
 
 import type { Socket } from 'node:net';
 import { prepareDirectSockets } from '../../host/sendfile.ts';
+import type { RequestStats } from '../../util/request-stats.ts';
 import type { ClientThreads } from './client-threads.ts';
 import { ClientSet } from './clients.ts';
 import { ExportTable } from './exports.ts';
@@ -44,6 +45,8 @@ export interface NbdServerOptions {
   log?: (message: string, level: 'info' | 'warning') => void;
   /** Threads to share the clients with, which serve the same exports (default: there are none). */
   threads?: ClientThreads | undefined;
+  /** Where the requests that this thread serves are counted (default: they are not). */
+  stats?: RequestStats | undefined;
 }
 
 /** Options of {@link NbdServer.close}. */
@@ -175,6 +178,7 @@ class ServerClients {
       exports,
       pool: new BufferPool(usage),
       tls: tls && loadTls(tls),
+      stats: options.stats,
     });
     threads?.start({
       ...common,

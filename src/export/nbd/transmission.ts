@@ -15,6 +15,7 @@
 import type { BlockDevice } from '../../device/block-device.ts';
 import { Qcow2Error } from '../../errors.ts';
 import { readU32 } from '../../util/bytes.ts';
+import type { RequestStats } from '../../util/request-stats.ts';
 import { answerBlockStatus } from './block-status.ts';
 import { failureOf, Failures } from './failure.ts';
 import type { Failure } from './failure.ts';
@@ -28,6 +29,7 @@ import { RangeTask } from './range-task.ts';
 import { Reads } from './reads.ts';
 import type { DirectOutput } from './reads.ts';
 import { Replies } from './replies.ts';
+import { RequestCounter } from './request-counter.ts';
 import type { BufferPool, ReplyWriter } from './reply-writer.ts';
 
 export type { DirectOutput } from './reads.ts';
@@ -68,6 +70,8 @@ export interface TransmissionContext {
   readonly style?: HeaderStyle;
   /** Metadata contexts that were agreed on. */
   readonly contexts?: readonly MetaContext[];
+  /** Where requests are counted (default: they are not). */
+  readonly stats?: RequestStats | undefined;
   /** Whether as many bytes are on their way to the client as may be. */
   readonly isFull: () => boolean;
   /** The way into the client's socket beside its stream, if there is one. */
@@ -95,6 +99,7 @@ export class Transmission {
   readonly #isWritable: boolean;
   readonly #context: TransmissionContext;
   readonly #replies: Replies;
+  readonly #counter: RequestCounter | undefined;
   readonly #reads: Reads;
   readonly #request = new Request();
   readonly #magic: number;
@@ -110,11 +115,12 @@ export class Transmission {
   #isLeaving = false;
 
   constructor(device: BlockDevice, context: TransmissionContext) {
-    const { writer, style = 'simple', isWritable = false, direct, onError } = context;
+    const { writer, style = 'simple', isWritable = false, stats, direct, onError } = context;
     this.#device = device;
     this.#style = style;
     this.#context = context;
-    this.#replies = new Replies(writer, style);
+    this.#counter = stats && new RequestCounter(stats, style);
+    this.#replies = new Replies(writer, style, this.#counter);
     this.#reads = new Reads({ device, replies: this.#replies, direct, onError });
     const isExtended = style === 'extended';
     this.#magic = isExtended ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC;
@@ -130,8 +136,10 @@ export class Transmission {
    */
   run(input: Uint8Array, start: number): TransmissionResult {
     this.position = start;
+    this.#counter?.begin(input, start + (this.#incoming?.remaining ?? 0));
     const result = this.#run(input);
     this.#replies.writer.flush();
+    this.#counter?.settle();
     return result;
   }
 
@@ -206,6 +214,7 @@ export class Transmission {
     }
     const request = this.#request;
     request.load(input, at, this.#style);
+    this.#counter?.arrived(request);
     this.position = at + this.#headerBytes;
     const problem = this.#payloadViolation(request);
     if (problem !== undefined) return this.#violation(problem);

@@ -24,7 +24,7 @@ export function talk(
   pool = new BufferPool(),
   agreed: Pick<
     TransmissionContext,
-    'style' | 'contexts' | 'isWritable' | 'direct' | 'receive' | 'resize'
+    'style' | 'contexts' | 'isWritable' | 'direct' | 'receive' | 'resize' | 'stats'
   > = {},
 ): Session {
   const sent: Buffer[] = [];
