@@ -193,7 +193,7 @@ export class FileDevice implements HostFile {
     const { length } = source;
     this.#prepareWrite(offset, length);
     const fd = this.descriptor;
-    this.reserver?.prepare({ fd, offset, length, path: this.path });
+    this.reserver?.prepare({ fd, offset: this.#start + offset, length, path: this.path });
     this.#transfer(offset, length, (done) => {
       const count = Math.min(length - done, MAX_TRANSFER_BYTES);
       return writeSync(fd, source, done, count, this.#start + offset + done);
@@ -210,7 +210,7 @@ export class FileDevice implements HostFile {
     const length = parts.reduce((sum, part) => sum + part.length, 0);
     this.#prepareWrite(offset, length);
     const fd = this.descriptor;
-    this.reserver?.prepare({ fd, offset, length, path: this.path });
+    this.reserver?.prepare({ fd, offset: this.#start + offset, length, path: this.path });
     this.#transfer(offset, length, (done) => {
       const at = this.#start + offset + done;
       return writevSync(fd, done === 0 ? parts : partsFrom(parts, done), at);

@@ -220,7 +220,7 @@ export class ImageWriter {
       if (isSwitching && judged instanceof Qcow2Error) this.#failure ??= judged;
       throw judged;
     }
-    this.#forgetEngine();
+    this.abandon();
     if (freed.size === 0) return;
     this.change(({ allocator }) => {
       for (const offset of freed) allocator.free({ offset, count: 1 });
@@ -294,12 +294,7 @@ export class ImageWriter {
         file.flush();
       }
     });
-    this.#forgetEngine();
-  }
-
-  #forgetEngine(): void {
-    this.#engine = undefined;
-    this.#compressed = undefined;
+    this.abandon();
   }
 
   /** Forgets everything that is not in the file. */

@@ -1,7 +1,8 @@
 import { chmodSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { FileDevice } from '../../src/device/file.ts';
+import { SpaceReserver } from '../../src/host/reserve-space.ts';
 import { describePeers, itPeers } from '../support/peers.ts';
 import { run, tryRun } from '../support/qemu.ts';
 import { sharedTemporaryDirectory, temporaryDirectoryPerTest } from '../support/temp.ts';
@@ -38,6 +39,20 @@ describe('FileDevice, reading', () => {
 });
 
 describe('FileDevice, writing', () => {
+  it('reserves space where the file is written, not the part of it', () => {
+    const path = file(bytes(4096, 0));
+    using device = new FileDevice(path, { writable: true, window: { offset: 1024, length: 2048 } });
+    const reserver = new SpaceReserver(path);
+    const prepare = vi.spyOn(reserver, 'prepare');
+    device.reserver = reserver;
+    device.write(bytes(512, 1), 512);
+    device.writeParts([bytes(256, 1), bytes(256, 1)], 1024);
+    expect(prepare.mock.calls).toMatchObject([
+      [{ offset: 1536, length: 512 }],
+      [{ offset: 2048, length: 512 }],
+    ]);
+  });
+
   it('keeps to the size of a file that is not growable', () => {
     const path = file('content');
     using device = new FileDevice(path, { writable: true });
