@@ -3,9 +3,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, expect, it } from 'vitest';
+import { openImage } from '../../../src/chain/open.ts';
+import type { Image } from '../../../src/chain/open.ts';
 import { MemoryDevice } from '../../../src/device/memory.ts';
 import { serveNbd } from '../../../src/export/nbd/server.ts';
 import type { NbdServer } from '../../../src/export/nbd/server.ts';
+import { checkImage } from '../../../src/operations/check.ts';
+import { createImage } from '../../../src/operations/create.ts';
 import { TestClient } from './client.ts';
 import { Random } from '../../support/random.ts';
 import {
@@ -31,12 +35,14 @@ const DISK = pattern(4 * MiB);
 let directory: string;
 let path: string;
 let server: NbdServer;
+let scratch: Image;
 
 beforeAll(async () => {
   directory = mkdtempSync(join(tmpdir(), 'qcow2-nbd-fuzz-'));
   path = join(directory, 'socket');
   const device = new MemoryDevice(DISK);
-  const scratch = new MemoryDevice(Buffer.alloc(4 * MiB));
+  createImage(join(directory, 'scratch.qcow2'), { size: 4 * MiB });
+  scratch = openImage(join(directory, 'scratch.qcow2'), { writable: true });
   const bitmaps = [{ name: 'b', dirtyRanges: () => [{ offset: 512, length: 70_000 }] }];
   const exports = [
     { name: 'scratch', device: scratch, writable: true, bitmaps },
@@ -166,4 +172,11 @@ it(`survives ${SESSIONS} broken clients (seed ${SEED})`, { timeout: 120_000 }, a
   for (let tries = 0; server.clientCount > 1 && tries < 500; tries++) await sleep(10);
   expect(server.clientCount).toBe(1);
   witness.destroy();
+  // Whatever they wrote, it is a sound image.
+  await server.close({ graceMs: 100 });
+  scratch.close();
+  using written = openImage(join(directory, 'scratch.qcow2'));
+  if (written.format !== 'qcow2') throw new Error('it is no qcow2 image any more');
+  const { corruptions = 0, leaks = 0, 'check-errors': errors } = checkImage(written);
+  expect({ corruptions, leaks, errors }).toEqual({ corruptions: 0, leaks: 0, errors: 0 });
 });
