@@ -100,6 +100,11 @@ export function macProcessStart(pid: number): string | undefined {
   return parseProcessStart(outputOf('ps', ['-o', 'stat=', '-o', 'lstart=', '-p', String(pid)]));
 }
 
+/** State of a process as ps(1) has it, as in `Ss`; undefined if there is none. */
+export function macProcessState(pid: number): string | undefined {
+  return outputOf('ps', ['-o', 'stat=', '-p', String(pid)])?.trim();
+}
+
 /** Parses `STAT Day Mon DD HH:MM:SS YYYY`. */
 export function parseProcessStart(text: string | undefined): string | undefined {
   const [, state, start] = /^(\S+)\s+(\S.*)$/.exec(text?.trim() ?? '') ?? [];

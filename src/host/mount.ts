@@ -4,7 +4,9 @@
  */
 
 import { spawnSync } from 'node:child_process';
-import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { hostError, Qcow2Error } from '../errors.ts';
 import { mountWithFusermount, unmountWithFusermount } from './fusermount.ts';
 import { errnoName, loadLibc } from './libc.ts';
@@ -29,6 +31,9 @@ export const MOUNT_FLAGS: Readonly<Record<string, number>> = {
 const MNT_FORCE = 1;
 const MNT_DETACH = 2;
 const UMOUNT_NOFOLLOW = 8;
+
+/** Longest that mounting and unmounting the control filesystem of FUSE may take. */
+const CONTROL_TIMEOUT_MS = 5000;
 
 /** How an unmount goes about a filesystem that is in use. */
 export interface UnmountOptions {
@@ -168,13 +173,33 @@ export function raiseReadAhead(directory: string, kibibytes: number): void {
  * Ends a FUSE connection from outside, so that everyone who waits for it gets an error.
  *
  * @param device device number of the filesystem, as in `0:45`
- * @returns whether that was possible: it needs the fusectl filesystem, and root or the owner
+ * @returns whether that was possible: it needs the fusectl filesystem, and root or the owner. Where it
+ * is not mounted, as in most containers, root mounts it for as long as that takes
  */
 export function abortConnection(device: string): boolean {
   if (process.platform !== 'linux') return false;
   const minor = device.split(':')[1];
+  if (minor === undefined || minor === '') return false;
+  if (abortThrough('/sys/fs/fuse/connections', minor)) return true;
+  if (!canMountDirectly()) return false;
+  let place: string | undefined;
   try {
-    writeFileSync(`/sys/fs/fuse/connections/${minor}/abort`, '1\n');
+    place = mkdtempSync(join(tmpdir(), 'qcow2-'));
+    const options = { stdio: 'ignore', timeout: CONTROL_TIMEOUT_MS } as const;
+    if (spawnSync('mount', ['-t', 'fusectl', 'none', place], options).status !== 0) return false;
+    const isDone = abortThrough(place, minor);
+    spawnSync('umount', [place], options);
+    return isDone;
+  } catch {
+    return false;
+  } finally {
+    if (place !== undefined) rmdirSync(place);
+  }
+}
+
+function abortThrough(control: string, minor: string): boolean {
+  try {
+    writeFileSync(join(control, minor, 'abort'), '1\n');
     return true;
   } catch {
     return false;

@@ -1,7 +1,7 @@
 /** What proc(5) tells of other processes, or on macOS ps(1) and lsof(8). */
 
 import { lstatSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
-import { macProcessStart, macUsersOfMount } from './macos.ts';
+import { macProcessStart, macProcessState, macUsersOfMount } from './macos.ts';
 
 /** A process that uses a mount. */
 export interface MountUser {
@@ -24,6 +24,25 @@ export function processStartTime(pid: number): string | undefined {
   } catch {
     return undefined;
   }
+}
+
+/** Whether a process is stopped, by SIGSTOP or a debugger: it does nothing until it is continued. */
+export function isStopped(pid: number): boolean {
+  if (process.platform === 'darwin') return macProcessState(pid)?.startsWith('T') === true;
+  return /[Tt]/.test(stateIn(`/proc/${pid}/stat`));
+}
+
+/** Whether a process that has been killed still has a thread, which waits for a disk. */
+export function hasThreadsLeft(pid: number): boolean {
+  return listNumbers(`/proc/${pid}/task`).some((thread) =>
+    /[^ZX]/.test(stateIn(`/proc/${pid}/task/${thread}/stat`)),
+  );
+}
+
+/** The letter for what a process or thread is doing; empty if there is none. */
+function stateIn(file: string): string {
+  const stat = readText(file);
+  return stat.slice(stat.lastIndexOf(')') + 2).charAt(0);
 }
 
 /** Whether the process that had this number and start time is still there. */

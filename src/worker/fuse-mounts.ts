@@ -5,7 +5,13 @@ import { Qcow2Error } from '../errors.ts';
 import { abortConnection, unmountFuse } from '../host/mount.ts';
 import { findMount, listMounts } from '../host/mountinfo.ts';
 import type { MountEntry } from '../host/mountinfo.ts';
-import { isAlive, processOwner, usersOfMount } from '../host/processes.ts';
+import {
+  hasThreadsLeft,
+  isAlive,
+  isStopped,
+  processOwner,
+  usersOfMount,
+} from '../host/processes.ts';
 import { checkLazyPossible, isLazyPossible } from './fuse-channels.ts';
 import { listStates, mountsOf, removeState } from './fuse-state.ts';
 import type { FoundState } from './fuse-state.ts';
@@ -26,6 +32,8 @@ export interface MountReport {
 export interface UnmountRequest {
   lazy: boolean;
   force: boolean;
+  /** Called once if the process that served the mount takes long to end; with why, in words. */
+  onWait?: (reason: string) => void;
 }
 
 /** How long a process that serves a mount may take to end after it. */
@@ -36,6 +44,10 @@ const WRITER_EXIT_TIMEOUT_MS = 600_000;
 const TERMINATE_TIMEOUT_MS = 4000;
 /** The same, for one that may have much to write yet. */
 const WRITER_TERMINATE_TIMEOUT_MS = 30_000;
+/** How long the last threads of one that was killed may take. */
+const THREADS_TIMEOUT_MS = 1000;
+/** How long one may take until it is told that it is waited for. */
+const SILENT_MS = 3000;
 /** How often it is looked whether it has ended; outside Linux that takes a program. */
 const EXIT_POLL_MS = process.platform === 'linux' ? 5 : 50;
 /** Users of a busy mount that an error names. */
@@ -193,7 +205,7 @@ export async function unmount(directory: string, request: UnmountRequest): Promi
     return status;
   }
   if (request.force) await terminate(state);
-  else await unmountAlive(state, request.lazy);
+  else await unmountAlive(state, request);
   return status;
 }
 
@@ -211,37 +223,68 @@ function notMounted(directory: string): Qcow2Error {
   });
 }
 
-async function unmountAlive(state: FoundState, lazy: boolean): Promise<void> {
+async function unmountAlive(state: FoundState, { lazy, onWait }: UnmountRequest): Promise<void> {
+  checkRunning(state);
   const mounted = state.files === undefined ? [state.directory] : mountedOf(state);
   for (const directory of mounted) unmountOrExplain(directory, { lazy, force: false });
   // After a lazy unmount the process lives until the last file is closed.
   const patienceMs = state.access === 'ro' ? EXIT_TIMEOUT_MS : WRITER_EXIT_TIMEOUT_MS;
-  const gone = await waitForExit(state, lazy ? 500 : patienceMs);
+  let gone = await waitForExit(state, lazy ? 500 : SILENT_MS);
+  if (!gone && !lazy) {
+    onWait?.(`waiting until process ${state.pid} has closed ${state.image}`);
+    gone = await waitForExit(state, patienceMs - SILENT_MS, checkRunning);
+  }
   if (gone) {
     forgetOrFail(state);
   } else if (!lazy) {
     throw new Qcow2Error('HOST', `it is unmounted, but process ${state.pid} has not ended`, {
       file: state.directory,
+      hint: `the disk of ${state.image} may be slow, or not answer; --force kills the process`,
     });
   }
+}
+
+/** @throws {Qcow2Error} `LOCKED` if the process is stopped, and would be waited for in vain */
+function checkRunning({ pid, directory }: FoundState): void {
+  if (!isStopped(pid)) return;
+  throw new Qcow2Error('LOCKED', `process ${pid}, which serves it, is stopped`, {
+    file: directory,
+    hint: `let it go on with: kill -CONT ${pid}; or end it with --force`,
+  });
 }
 
 /** The process ends its mount itself; if it does not, it is killed, which ends the mount as well. */
 async function terminate(state: FoundState): Promise<void> {
   signal(state, 'SIGTERM');
+  // If it is stopped, it can still do so in good order.
+  signal(state, 'SIGCONT');
   const patienceMs = state.access === 'ro' ? TERMINATE_TIMEOUT_MS : WRITER_TERMINATE_TIMEOUT_MS;
   if (!(await waitForExit(state, patienceMs))) {
+    // A thread that waits for a disk cannot be killed, nor one that waits for memory, which waits for
+    // pages to be written through that very thread. Whoever waits for it gets an error from here on.
+    abortConnection(state.device);
     signal(state, 'SIGKILL');
-    if (!(await waitForExit(state, TERMINATE_TIMEOUT_MS))) {
-      // A thread that waits for memory, which waits for pages to be written through that very
-      // thread, cannot be killed. Aborting the connection fails those writes, and it goes on.
-      abortConnection(state.device);
-      await waitForExit(state, EXIT_TIMEOUT_MS);
-    }
+    await waitForExit(state, EXIT_TIMEOUT_MS);
   }
   const failure = failureOf(state);
   clean(state);
   if (failure !== undefined) throw failure;
+  await checkEnded(state);
+}
+
+/** @throws {Qcow2Error} `HOST` if a thread of the process still has the image open */
+async function checkEnded(state: FoundState): Promise<void> {
+  const deadline = performance.now() + THREADS_TIMEOUT_MS;
+  while (isServing(state) || hasThreadsLeft(state.pid)) {
+    if (performance.now() > deadline) {
+      const { pid, directory, image } = state;
+      throw new Qcow2Error('HOST', `it is unmounted, but process ${pid} waits for the disk`, {
+        file: directory,
+        hint: `it is killed, and ends as soon as the disk of ${image} answers`,
+      });
+    }
+    await new Promise((resolve) => setTimeout(resolve, EXIT_POLL_MS));
+  }
 }
 
 function signal(state: FoundState, name: NodeJS.Signals): void {
@@ -257,9 +300,14 @@ function signal(state: FoundState, name: NodeJS.Signals): void {
   }
 }
 
-async function waitForExit(state: FoundState, timeoutMs: number): Promise<boolean> {
+async function waitForExit(
+  state: FoundState,
+  timeoutMs: number,
+  check: (state: FoundState) => void = () => undefined,
+): Promise<boolean> {
   const deadline = performance.now() + timeoutMs;
   while (isServing(state)) {
+    check(state);
     if (performance.now() > deadline) return false;
     await new Promise((resolve) => setTimeout(resolve, EXIT_POLL_MS));
   }

@@ -36,7 +36,7 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   if (all === args.operands.length > 0) {
     throw usageError(all ? '--all takes no directories' : 'name a directory, or use --all');
   }
-  const request = { lazy: args.flag('lazy'), force: args.flag('force') };
+  const how = { lazy: args.flag('lazy'), force: args.flag('force') };
   // Looked up before the dead are cleared away: naming one of them is no error.
   const directories = all ? ownDirectories() : args.operands.map(mountPath);
   const cleaned = new Set(cleanStale());
@@ -44,7 +44,8 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   for (const directory of directories) {
     if (cleaned.has(directory)) continue;
     try {
-      await unmount(directory, request);
+      const onWait = (reason: string): void => io.stderr(`qcow2: ${directory}: ${reason}\n`);
+      await unmount(directory, { ...how, onWait });
     } catch (error) {
       reportError(error, io);
       exitCode = 1;
