@@ -19,7 +19,8 @@ async function script(shell: string): Promise<string> {
 const scripts = sharedTemporaryDirectory();
 const directory = sharedTemporaryDirectory();
 mkdirSync(join(directory, 'images'));
-for (const name of ['disk.qcow2', 'disk two.qcow2', 'images/base.raw']) {
+const FILES = ['disk.qcow2', 'disk two.qcow2', 'images/base.raw', 'part1.raw', 'part[1].raw'];
+for (const name of FILES) {
   writeFileSync(join(directory, name), '');
 }
 
@@ -112,6 +113,7 @@ describePeers(['bash'], 'in bash', () => {
     { line: 'qcow2 create -o cluster_size=1M,lazy', exactly: ['1M,lazy_refcounts='] },
     { line: 'qcow2 create --option=preallocation=me', exactly: ['metadata'] },
     { line: 'qcow2 info disk', exactly: ['disk.qcow2', 'disk two.qcow2'] },
+    { line: 'qcow2 info part', exactly: ['part1.raw', 'part[1].raw'] },
     { line: 'qcow2 frobnicate ', exactly: [] },
   ];
 
@@ -144,6 +146,10 @@ describePeers(['fish'], 'in fish', () => {
     {
       line: 'qcow2 create -o cluster_size=1M,compression_type=',
       exactly: ['cluster_size=1M,compression_type=zlib', 'cluster_size=1M,compression_type=zstd'],
+    },
+    {
+      line: 'qcow2 create -o backing_file=100%s.raw,lazy',
+      exactly: ['on', 'off'].map((word) => `backing_file=100%s.raw,lazy_refcounts=${word}`),
     },
     { line: 'qcow2 info disk', exactly: ['disk.qcow2', 'disk two.qcow2'] },
   ];

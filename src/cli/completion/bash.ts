@@ -65,8 +65,10 @@ _qcow2_offer_value() {
   local item key list
   case $1 in
     @file)
-      local IFS=$'\n'
-      COMPREPLY=($(compgen -f -- "$2"))
+      # One by one: without quotes bash would take the name of a file for a pattern.
+      while IFS= read -r item; do
+        COMPREPLY+=("$item")
+      done < <(compgen -f -- "$2")
       compopt -o filenames 2> /dev/null
       return
       ;;

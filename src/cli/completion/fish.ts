@@ -49,7 +49,7 @@ end
 # What -o can go on with: a list with commas.
 function __qcow2_creation
     set -l list (string match -r '^.*,' -- (commandline -ct | string replace -r '^--option=' ''))
-    printf "$list%s\\n" ${keys.join(' ')}
+    printf '%s\\n' "$list"{${keys.join(',')}}
 end
 
 ${lines.join('\n')}
