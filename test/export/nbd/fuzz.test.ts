@@ -4,12 +4,13 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { openImage } from '../../../src/chain/open.ts';
-import type { Image } from '../../../src/chain/open.ts';
 import { MemoryDevice } from '../../../src/device/memory.ts';
+import { resizerOf } from '../../../src/export/nbd/resizing.ts';
 import { serveNbd } from '../../../src/export/nbd/server.ts';
 import type { NbdServer } from '../../../src/export/nbd/server.ts';
 import { checkImage } from '../../../src/operations/check.ts';
 import { createImage } from '../../../src/operations/create.ts';
+import type { Qcow2Image } from '../../../src/qcow2/image.ts';
 import { TestClient } from './client.ts';
 import { Random } from '../../support/random.ts';
 import {
@@ -35,17 +36,25 @@ const DISK = pattern(4 * MiB);
 let directory: string;
 let path: string;
 let server: NbdServer;
-let scratch: Image;
+let scratch: Qcow2Image;
 
 beforeAll(async () => {
   directory = mkdtempSync(join(tmpdir(), 'qcow2-nbd-fuzz-'));
   path = join(directory, 'socket');
   const device = new MemoryDevice(DISK);
   createImage(join(directory, 'scratch.qcow2'), { size: 4 * MiB });
-  scratch = openImage(join(directory, 'scratch.qcow2'), { writable: true });
-  const bitmaps = [{ name: 'b', dirtyRanges: () => [{ offset: 512, length: 70_000 }] }];
+  const image = openImage(join(directory, 'scratch.qcow2'), { writable: true });
+  if (image.format !== 'qcow2') throw new Error('it is no qcow2 image');
+  scratch = image;
+  image.addBitmap('b');
+  const bitmaps = [{ name: 'b', dirtyRanges: (from: number) => image.dirtyRanges('b', from) }];
+  const resizeImage = resizerOf(image, 0);
+  const resize = (size: number): void => {
+    if (size > 8 * MiB) throw new Error('too large');
+    resizeImage(size);
+  };
   const exports = [
-    { name: 'scratch', device: scratch, writable: true, bitmaps },
+    { name: 'scratch', device: image, writable: true, resize, bitmaps },
     { name: 'disk', device },
   ];
   server = await serveNbd(exports, { socketPath: path });
@@ -89,6 +98,11 @@ function validSession(random: (bound: number) => number): Buffer[] {
     const type = random(3) === 0 ? random(9) : CMD.READ;
     const length = random(4) === 0 ? random(4 * MiB) : random(8192);
     const isWrite = type === CMD.WRITE;
+    if (type === CMD.RESIZE && random(2) === 0) {
+      const fields = { type, offset: random(20) * 512 * 1024, cookie: BigInt(count) };
+      parts.push(style === 2 ? extendedRequest(fields) : request(fields));
+      continue;
+    }
     if (type === CMD.BLOCK_STATUS && style === 2 && random(2) === 0) {
       const ids = [1, 2, 3, 9].slice(random(4)).map((id) => [32, id] as const);
       const payload = be([64, random(4 * MiB)], ...ids);
@@ -177,6 +191,8 @@ it(`survives ${SESSIONS} broken clients (seed ${SEED})`, { timeout: 120_000 }, a
   scratch.close();
   using written = openImage(join(directory, 'scratch.qcow2'));
   if (written.format !== 'qcow2') throw new Error('it is no qcow2 image any more');
+  expect(written.bitmaps).toMatchObject([{ name: 'b', isInconsistent: false }]);
+  expect([...written.dirtyRanges('b')]).not.toEqual([]);
   const { corruptions = 0, leaks = 0, 'check-errors': errors } = checkImage(written);
   expect({ corruptions, leaks, errors }).toEqual({ corruptions: 0, leaks: 0, errors: 0 });
 });
