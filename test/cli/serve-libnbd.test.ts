@@ -7,7 +7,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
 import { describePeers, SYSTEM_PYTHON } from '../support/peers.ts';
-import { qemuImg, qemuIo, run } from '../support/qemu.ts';
+import { qemuImg, qemuImgJson, qemuIo, run } from '../support/qemu.ts';
 import { temporaryDirectoryPerTest } from '../support/temp.ts';
 import { until } from '../support/until.ts';
 import { servers } from './serve-process.ts';
@@ -193,6 +193,13 @@ simple = connect(contexts=['base:allocation'], request_structured_replies=False)
     ]);
     expect(await stop()).toBe(0);
     expect(stderr()).toBe('');
+    // With NO_HOLE, zeroes keep the space that there was, and what had none gets none.
+    const map = qemuImgJson('map', join(directory(), 'disk.qcow2')) as Record<string, unknown>[];
+    const where = { start: 128 * KiB, length: 64 * KiB, depth: 0 };
+    const offset = expect.any(Number) as number;
+    expect(map).toContainEqual({ ...where, present: true, zero: true, data: false, offset });
+    const rest = map.find(({ start }) => start === 192 * KiB);
+    expect(rest).toMatchObject({ present: false, length: 2 * MiB - 192 * KiB });
     const model = Buffer.alloc(SIZE);
     model
       .fill('a', 0, 64 * KiB)
