@@ -2,6 +2,8 @@
 
 import type { Filesystem } from '../format/filesystem/index.ts';
 import type { MountSummary, ShownDisk, ShownPartition } from '../worker/fuse-request.ts';
+import { printable } from './report.ts';
+import { shellWord } from './shell.ts';
 import { formatSize } from './size.ts';
 
 /** Snapshots and layers that are listed; the directory shows all. */
@@ -26,7 +28,7 @@ export function describeMountJson({ summary, shownDirectory }: MountReport): str
     ...summary,
     disk: withFilesystem(disk),
     partitions: partitions.map(withFilesystem),
-    unmount: `qcow2 unmount ${quoted(shownDirectory)}`,
+    unmount: `qcow2 unmount ${shellWord(shownDirectory)}`,
   };
   return `${JSON.stringify(document, undefined, 4)}\n`;
 }
@@ -55,7 +57,7 @@ export function describeMount(report: MountReport): string {
   }
   const next = nextCommand(report);
   if (next !== undefined) lines.push(`see its files with: ${next}`);
-  lines.push(`unmount with: qcow2 unmount ${quoted(shownDirectory)}`);
+  lines.push(`unmount with: qcow2 unmount ${shellWord(shownDirectory)}`);
   return `${lines.map(printable).join('\n')}\n`;
 }
 
@@ -145,20 +147,9 @@ function nextCommand({ summary, shownImage, part }: MountReport): string | undef
   // Of several, the largest: it is seldom the one that is started from.
   const [largest] = holding.toSorted((a, b) => b.size - a.size);
   const choice = holding.length > 1 ? ` --partition ${largest!.number}` : '';
-  return `qcow2 mount --fs${choice} ${quoted(shownImage)} DIR`;
+  return `qcow2 mount --fs${choice} ${shellWord(shownImage)} DIR`;
 }
 
 function holdsFiles(filesystems: readonly Filesystem[]): boolean {
   return filesystems[0]?.usage === 'filesystem';
-}
-
-/** Names come from the image: control characters must not reach the terminal. */
-function printable(text: string): string {
-  return text.replace(/\p{Cc}|\p{Cf}/gu, '?');
-}
-
-/** A word for a shell. */
-function quoted(word: string): string {
-  const isPlain = /^[\w./+:@%-]+$/.test(word) && !word.startsWith('-');
-  return isPlain ? word : `'${word.replaceAll("'", `'\\''`)}'`;
 }

@@ -39,3 +39,8 @@ export function oneLine(text: string): string {
     return character === '\n' ? '\\n' : `\\x${code}`;
   });
 }
+
+/** As {@link oneLine}, for tables: each character that would not be seen is a `?`. */
+export function printable(text: string): string {
+  return text.replace(/\p{Cc}|\p{Cf}/gu, '?');
+}

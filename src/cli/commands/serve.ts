@@ -14,6 +14,7 @@ import { defaultServingThreads, MAX_SERVING_THREADS } from '../../worker/thread-
 import { cacheSize } from '../cache-size.ts';
 import { usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
+import { printable } from '../report.ts';
 import { addressOf } from '../serve-address.ts';
 import { BackgroundIo, isBackgroundServer, startInBackground } from '../serve-background.ts';
 import { guessedRawImages, imageSpecs, writeTarget } from '../serve-images.ts';
@@ -199,11 +200,6 @@ function describeAccess(written: WriteTarget): string {
   if (written === 'image') return 'reading and writing';
   if (written === 'temporary') return 'reading and writing, which is forgotten at the end,';
   return `reading and writing, which goes to ${printable(written.overlay)},`;
-}
-
-/** Names come from images and clients: no control characters on the terminal. */
-function printable(text: string): string {
-  return text.replace(/\p{Cc}|\p{Cf}/gu, '?');
 }
 
 function writePidFile(path: string): void {

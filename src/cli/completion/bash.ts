@@ -1,7 +1,7 @@
 /** The completion script for bash. */
 
+import { quoted } from '../shell.ts';
 import type { CompletedCommand, CompletedCreationOption, Values } from './model.ts';
-import { quoted } from './model.ts';
 
 /** What a script is made from. */
 export interface CompletionParts {

@@ -96,8 +96,3 @@ const WORDS: Readonly<Record<string, readonly string[]>> = {
   preallocation: PREALLOCATION_MODES,
   backing_fmt: ['qcow2', 'raw'],
 };
-
-/** A text as one word of a shell, in single quotes. */
-export function quoted(text: string): string {
-  return `'${text.replaceAll("'", `'\\''`)}'`;
-}

@@ -1,7 +1,7 @@
 /** The completion script for zsh. */
 
+import { quoted } from '../shell.ts';
 import type { CompletionParts } from './bash.ts';
-import { quoted } from './model.ts';
 import type {
   CompletedCommand,
   CompletedCreationOption,
