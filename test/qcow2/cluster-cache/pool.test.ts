@@ -6,22 +6,13 @@ import {
   defaultCacheBytes,
   SharedClusterCache,
 } from '../../../src/qcow2/cluster-cache/shared-cluster-cache.ts';
+import { CLUSTER, smallCache } from './small-cache.ts';
 
-const CLUSTER = 512;
 const JOB = { descriptor: 1000, position: 0, compression: 0 };
 
-/** Bytes of a cache that has room for one slot, and little more. */
-let smallest = 0;
-const make = (bytes: number) => SharedClusterCache.create({ bytes, clusterSizes: [CLUSTER] });
-while (make(smallest).pools.length === 0) smallest += 64;
-
-/** A cache of so many slots of {@link CLUSTER} bytes, or a few more where sets have to be equal. */
 function cacheOf(slots: number): { cache: SharedClusterCache; pool: ClusterPool } {
-  for (let bytes = smallest + (slots - 1) * (CLUSTER + 64); ; bytes += CLUSTER) {
-    const cache = make(bytes);
-    const pool = cache.pool(CLUSTER)!;
-    if (pool.slots >= slots) return { cache, pool };
-  }
+  const cache = smallCache(slots);
+  return { cache, pool: cache.pool(CLUSTER)! };
 }
 
 const keyOf = (index: number) => ({ image: 1 + (index % 3), hostOffset: index * 100, length: 90 });
