@@ -5,10 +5,7 @@ import type { NbdTlsOptions } from '../export/nbd/tls.ts';
 import { CACHE_SIZE_OPTION } from './cache-size.ts';
 import { usageError } from './command.ts';
 import type { OptionDefinition, ParsedArguments } from './command.ts';
-import { FORCE_SHARE_OPTION } from './image-options.ts';
-
-/** The formats that images can be said to have. */
-export const SERVED_FORMATS = ['qcow2', 'raw'] as const;
+import { FORCE_SHARE_OPTION, IMAGE_FORMATS, REFERENCE_OPTIONS } from './image-options.ts';
 
 const IMAGE_OPTIONS = {
   name: {
@@ -56,18 +53,9 @@ const IMAGE_OPTIONS = {
     short: 'f',
     placeholder: 'FMT',
     description: 'format of the images; found out if not given',
-    choices: SERVED_FORMATS,
+    choices: IMAGE_FORMATS,
   },
-  'backing-format': {
-    kind: 'value',
-    placeholder: 'FMT',
-    description: 'format of a backing file that the image does not tell',
-    choices: SERVED_FORMATS,
-  },
-  'allow-protocol-names': {
-    kind: 'flag',
-    description: 'take json: and PROTOCOL: names of backing files for file names',
-  },
+  ...REFERENCE_OPTIONS,
   ...FORCE_SHARE_OPTION,
 } as const satisfies Record<string, OptionDefinition>;
 
@@ -161,6 +149,10 @@ const SERVER_OPTIONS = {
     description: 'write the process ID to a file once clients can connect',
   },
   verbose: { kind: 'flag', short: 'v', description: 'tell which clients come and go' },
+  stats: {
+    kind: 'flag',
+    description: 'tell at the end, and on SIGUSR1, how requests, caches and layers did',
+  },
   output: {
     kind: 'value',
     placeholder: 'FMT',

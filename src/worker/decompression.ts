@@ -12,24 +12,38 @@ import { Worker } from 'node:worker_threads';
 import type { SharedClusterCache } from '../qcow2/cluster-cache/shared-cluster-cache.ts';
 
 /** More gain little, and each takes some megabytes. */
-const MAX_THREADS = 8;
+export const MAX_DECOMPRESSION_THREADS = 8;
 
 /** What such a thread is started with. */
 export interface DecompressionWorkerData {
   buffer: SharedArrayBuffer;
   owner: number;
+  /** Where it counts what it reads, if that is counted. */
+  stats: StatsRow | undefined;
+}
+
+/** A row of the memory that `allocateStats` gives. */
+export interface StatsRow {
+  memory: SharedArrayBuffer;
+  row: number;
 }
 
 /** See the head of this file. Belongs to a thread that does not block for long; has to be closed. */
 export class DecompressionThreads {
   readonly #cache: SharedClusterCache;
   readonly #workers = new Set<Worker>();
+  readonly #stats: StatsRow | undefined;
   #isClosed = false;
 
-  /** @param threads how many, once they are wanted (default: one for each core) */
-  constructor(cache: SharedClusterCache, threads = availableParallelism()) {
+  /**
+   * @param threads how many, once they are wanted (default: one for each core)
+   * @param stats the first of {@link MAX_DECOMPRESSION_THREADS} rows for what they read (default: it
+   * is not counted)
+   */
+  constructor(cache: SharedClusterCache, threads = availableParallelism(), stats?: StatsRow) {
     this.#cache = cache;
-    void this.#startWhenWanted(Math.min(threads, MAX_THREADS));
+    this.#stats = stats;
+    void this.#startWhenWanted(Math.min(threads, MAX_DECOMPRESSION_THREADS));
   }
 
   /** Ends the threads. Reading goes on without them. */
@@ -42,13 +56,14 @@ export class DecompressionThreads {
     if (threads < 1) return;
     await this.#cache.helpersWanted();
     if (this.#isClosed) return;
-    for (let index = 0; index < threads; index++) this.#start();
+    for (let index = 0; index < threads; index++) this.#start(index);
   }
 
-  #start(): void {
+  #start(index: number): void {
     const cache = this.#cache;
     const owner = cache.newOwner();
-    const workerData: DecompressionWorkerData = { buffer: cache.buffer, owner };
+    const stats = this.#stats && { ...this.#stats, row: this.#stats.row + index };
+    const workerData: DecompressionWorkerData = { buffer: cache.buffer, owner, stats };
     // No options of the process: `--input-type`, for one, keeps a thread from loading a file.
     const worker = new Worker(workerUrl(), { workerData, execArgv: [] });
     let isRunning = false;

@@ -5,10 +5,12 @@ import { parentPort, workerData } from 'node:worker_threads';
 import { clusterDecoder, COMPRESSION_TYPES } from '../compression/codec.ts';
 import type { DecompressionJob } from '../qcow2/cluster-cache/pool.ts';
 import { SharedClusterCache } from '../qcow2/cluster-cache/shared-cluster-cache.ts';
+import { RequestStats } from '../util/request-stats.ts';
 import type { DecompressionWorkerData } from './decompression.ts';
 
-const { buffer, owner } = workerData as DecompressionWorkerData;
+const { buffer, owner, stats } = workerData as DecompressionWorkerData;
 const cache = SharedClusterCache.attach(buffer, owner);
+const counted = stats && new RequestStats(stats.memory, stats.row);
 const decoders = COMPRESSION_TYPES.map(clusterDecoder);
 let input = new Uint8Array(256 * 1024);
 
@@ -24,6 +26,7 @@ function decompress(
       if (count === 0) return false;
       done += count;
     }
+    counted?.addRead(descriptor, length);
     return decoders[compression]!(input.subarray(0, length), slot);
   } catch {
     return false;

@@ -13,6 +13,8 @@ import { BufferPool } from '../export/nbd/reply-writer.ts';
 import { loadTls } from '../export/nbd/tls.ts';
 import { prepareDirectSockets } from '../host/sendfile.ts';
 import { SharedClusterCache } from '../qcow2/cluster-cache/shared-cluster-cache.ts';
+import { countAllReads } from '../operations/stats.ts';
+import { RequestStats } from '../util/request-stats.ts';
 import type { NbdThreadData, NbdThreadMessage, NbdThreadRequest } from './nbd-protocol.ts';
 import { toWireError } from './wire-error.ts';
 
@@ -30,12 +32,15 @@ const warnings = new RateLimitedLog((line) => {
 
 function serve(images: ImageExports): void {
   const { usage, row, handshakeTimeoutMs, idleTimeoutMs, tls } = data;
+  const stats = data.stats && new RequestStats(data.stats, row);
+  if (stats !== undefined) countAllReads(images.images, stats);
   const clients = new ClientSet({
     exports: new ExportTable(images.exports),
     pool: new BufferPool(new PoolUsage(usage, row)),
     tls: tls && loadTls(tls),
     handshakeTimeoutMs,
     idleTimeoutMs,
+    stats,
     log: (name, message, level) => {
       if (level === 'warning') warnings.write(`${name}: ${message}`);
       else tell({ kind: 'log', name, message, level });

@@ -19,6 +19,7 @@ import { addressOf } from '../serve-address.ts';
 import { BackgroundIo, isBackgroundServer, startInBackground } from '../serve-background.ts';
 import { guessedRawImages, imageSpecs, writeTarget } from '../serve-images.ts';
 import { numberOption, SERVE_OPTIONS, tlsOptions } from '../serve-options.ts';
+import { ServeStats } from '../serve-stats.ts';
 import { formatSizeWithBytes } from '../size.ts';
 
 /** Exports that are listed when the server starts; `nbdinfo --list` shows all. */
@@ -55,6 +56,7 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const plan: ServePlan = { io, options, addresses, isPassedIn, written, threads };
   if (!args.flag('fork')) return serve(args, plan);
   if (isPassedIn) throw usageError('--fork cannot be used with a socket that is passed in');
+  if (args.flag('stats')) throw usageError('--fork leaves nobody to tell the --stats to');
   if (!isBackgroundServer()) return startInBackground(process.argv.slice(2), io);
   const background = new BackgroundIo(io);
   const ready = (): void => background.ready();
@@ -115,14 +117,15 @@ async function serve(args: ParsedArguments, plan: ServePlan): Promise<number> {
     const { most, areAsked } = plan.threads;
     const { fingerprint } = served;
     const clusterCache = shareClusterCache(served.images, cacheBytes);
-    decompression = new DecompressionThreads(clusterCache);
-    const threads =
-      most > 1
-        ? new NbdThreads({ threads: most, images: specs, fingerprint, clusterCache })
-        : undefined;
+    const how = { threads: most, asJson, io };
+    const stats = args.flag('stats') ? new ServeStats(served.images, how) : undefined;
+    decompression = new DecompressionThreads(clusterCache, undefined, stats?.decompressionRows);
+    const shared = { images: specs, fingerprint, clusterCache, stats: stats?.memory };
+    const threads = most > 1 ? new NbdThreads({ threads: most, ...shared }) : undefined;
     const server = await serveNbd(served.exports, addresses, {
       ...plan.options,
       threads,
+      stats: stats?.requests,
       onLastClient,
       log: (message, level) => {
         const isTold = args.flag('verbose') || level === 'warning';
@@ -131,6 +134,7 @@ async function serve(args: ParsedArguments, plan: ServePlan): Promise<number> {
     });
     // From here on a signal ends the server in good order.
     const stopped = stopSignal();
+    stats?.heedSignal();
     const pidFile = args.value('pid-file');
     try {
       if (areAsked) await threads?.startAll();
@@ -141,6 +145,7 @@ async function serve(args: ParsedArguments, plan: ServePlan): Promise<number> {
       await (endsByItself ? Promise.race([stopped, clientsGone]) : stopped);
     } finally {
       await server.close();
+      stats?.end();
       if (pidFile !== undefined) removePidFile(pidFile);
     }
   } finally {
