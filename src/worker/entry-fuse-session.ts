@@ -14,15 +14,16 @@ import { FuseSession } from '../export/fuse/session.ts';
 import { becomeIoFlusher } from '../host/io-flusher.ts';
 import { loadLibc } from '../host/libc.ts';
 import { openForMount } from './fuse-image.ts';
+import { Backlog } from './fuse-backlog.ts';
 import type { OpenedImage } from './fuse-image.ts';
 import { MountStats } from './mount-stats.ts';
 import { toWireError } from './wire-error.ts';
 import { Control } from './fuse-request.ts';
 import type { ServeMessage, WorkerInput, WorkerMessage } from './fuse-request.ts';
 
-const { request, control } = workerData as WorkerInput;
+const { request, control, stats: statsMemory } = workerData as WorkerInput;
 const words = new Int32Array(control);
-const stats = new MountStats(request.directory);
+const stats = new MountStats(request.directory, statsMemory);
 
 function tell(message: WorkerMessage): void {
   parentPort!.postMessage(message);
@@ -43,11 +44,15 @@ function serve({ tree }: OpenedImage, fd: number): void {
     onReady: () => tell({ kind: 'ready' }),
     directIo: request.options.directIo,
     invalidations: new Invalidations((job) => tell({ kind: 'invalidate', job }), jobsDone),
+    agreedFlags: words.subarray(Control.agreedFlags),
     stats: stats.requests,
     sharedTexts: stats.texts,
   });
+  const backlog = new Backlog(words, () => tell({ kind: 'busy' }));
+  // Where files are written, this thread is the only one.
+  const options = request.access === 'ro' ? { onBacklog: (ms: number) => backlog.note(ms) } : {};
   try {
-    session.serve(new DeviceChannel(fd), () => Atomics.load(words, Control.stop) !== 0);
+    session.serve(new DeviceChannel(fd, options), () => Atomics.load(words, Control.stop) !== 0);
   } finally {
     Atomics.store(words, Control.hasStopped, 1);
   }
@@ -72,7 +77,7 @@ try {
     }
     close(image);
   });
-  tell({ kind: 'opened', summary: image.summary });
+  tell({ kind: 'opened', summary: image.summary, fingerprint: image.fingerprint });
   // While the main thread mounts.
   loadLibc();
 } catch (error) {

@@ -2,6 +2,7 @@
 
 import { statSync } from 'node:fs';
 import { basename } from 'node:path';
+import { fingerprintOf } from '../chain/fingerprint.ts';
 import { selectPartition, selectSnapshot } from '../chain/open-device.ts';
 import type { Image } from '../chain/open.ts';
 import { prepareToRead } from '../chain/prepare.ts';
@@ -29,6 +30,8 @@ import type { MountStats } from './mount-stats.ts';
 export interface OpenedImage {
   tree: FileTree;
   summary: ImageSummary;
+  /** What tells whether another thread has opened the same files. */
+  fingerprint: string;
   /**
    * Closes the image, with everything that was written brought to the disk.
    *
@@ -58,6 +61,7 @@ export async function openForMount(
   try {
     await prepareToRead(mounted.top);
     stats?.watch(mounted.top);
+    const fingerprint = fingerprintOf(mounted.top);
     const modifiedMs = statSync(mounted.named.path).mtimeMs;
     const parts = partsOf(request, mounted, modifiedMs);
     writable = parts.writable;
@@ -76,7 +80,7 @@ export async function openForMount(
       },
       layout.entries,
     );
-    return { tree, summary: summarize(parts, layout, mounted.named.format), close };
+    return { tree, summary: summarize(parts, layout, mounted.named.format), fingerprint, close };
   } catch (error) {
     close({ isAccepted: false });
     throw error;

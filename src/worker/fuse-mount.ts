@@ -28,7 +28,11 @@ import { channelsToTry } from './fuse-channels.ts';
 import { openForMount } from './fuse-image.ts';
 import { clearFiles, mountFiles } from './fuse-files.ts';
 import type { MountedStack } from './fuse-files.ts';
+import { FuseHelpers } from './fuse-helpers.ts';
+import { MessageQueue } from './fuse-messages.ts';
 import { removeEmptyDirectory } from './fuse-mounts.ts';
+import { allocateMountStats } from './mount-stats.ts';
+import { defaultServingThreads } from './thread-count.ts';
 import { fromWireError } from './wire-error.ts';
 import { Control } from './fuse-request.ts';
 import type {
@@ -231,7 +235,10 @@ async function serveKernel(request: MountRequest): Promise<Served> {
   const { directory, options } = request;
   const control = new SharedArrayBuffer(4 * Object.keys(Control).length);
   const words = new Int32Array(control);
-  const input: WorkerInput = { request, control };
+  const isRead = request.access === 'ro';
+  const most = isRead ? (request.threads ?? defaultServingThreads()) : 1;
+  const stats = allocateMountStats(most);
+  const input: WorkerInput = { request, control, stats };
   const worker = new Worker(workerUrl(), { workerData: input, resourceLimits: WORKER_LIMITS });
   const messages = new MessageQueue(worker);
   // Takes some milliseconds, which the worker needs to start anyway.
@@ -253,9 +260,19 @@ async function serveKernel(request: MountRequest): Promise<Served> {
     await ended;
     throw error;
   }
+  const helpers = new FuseHelpers({
+    request,
+    fd,
+    control,
+    stats,
+    fingerprint: opened.fingerprint,
+    most: most - 1,
+    log: (line) => process.stderr.write(`${line}\n`),
+  });
   const jobsDone = words.subarray(Control.jobsDone);
   worker.on('message', (message: WorkerMessage) => {
     if (message.kind === 'invalidate') dropPages(fd, message.job, jobsDone);
+    else if (message.kind === 'busy') void helpers.workerIsBusy();
   });
   const serveMessage: ServeMessage = { fd };
   worker.postMessage(serveMessage);
@@ -266,21 +283,29 @@ async function serveKernel(request: MountRequest): Promise<Served> {
     closeSync(fd);
     throw error;
   }
+  if (isRead && request.threads !== undefined) helpers.startAll();
   const device = findMount(directory)?.device;
   const ended = messages
     .next('ended')
     .then(({ failure }) => {
       if (failure !== undefined) throw fromWireError(failure);
     })
-    // The last reference: whoever still waits for an answer gets an error now.
-    .finally(() => closeSync(fd));
+    .finally(async () => {
+      await helpers.stop();
+      // The last reference: whoever still waits for an answer gets an error now.
+      closeSync(fd);
+    });
   return {
     summary: opened.summary,
     channel: 'kernel',
     ended,
     device,
     accept: () => void Atomics.store(words, Control.isAccepted, 1),
-    cutOff: () => stopWorker({ request, device, words, ended }),
+    cutOff: async () => {
+      // Otherwise one of them might take the request that is to wake the worker.
+      await helpers.stop();
+      await stopWorker({ request, device, words, ended });
+    },
   };
 }
 
@@ -446,43 +471,4 @@ function record(request: MountRequest, status: RecordedStatus): void {
     ...(files === undefined ? {} : { files }),
     ...(failure === undefined ? {} : { failure }),
   });
-}
-
-/** Messages of a worker, awaited one kind after the other. A failure is thrown to who waits. */
-class MessageQueue {
-  readonly #waiting = new Map<WorkerMessage['kind'], (message: WorkerMessage) => void>();
-  readonly #arrived = new Map<WorkerMessage['kind'], WorkerMessage>();
-  #reject: ((error: Error) => void) | undefined;
-  #failure: Error | undefined;
-
-  constructor(worker: Worker) {
-    worker.on('message', (message: WorkerMessage) => {
-      // Those come in any number, and nobody waits for them here.
-      if (message.kind === 'invalidate') return;
-      if (message.kind === 'failed') this.#fail(fromWireError(message.error));
-      const resolve = this.#waiting.get(message.kind);
-      if (resolve === undefined) this.#arrived.set(message.kind, message);
-      else resolve(message);
-    });
-    worker.on('error', (error: Error) => this.#fail(error));
-    worker.on('exit', () => this.#fail(new Error('the worker of the mount has ended')));
-  }
-
-  async next<K extends WorkerMessage['kind']>(
-    kind: K,
-  ): Promise<Extract<WorkerMessage, { kind: K }>> {
-    const message = await new Promise<WorkerMessage>((resolve, reject) => {
-      const arrived = this.#arrived.get(kind);
-      if (arrived !== undefined) resolve(arrived);
-      else if (this.#failure !== undefined) reject(this.#failure);
-      this.#waiting.set(kind, resolve);
-      this.#reject = reject;
-    });
-    return message as Extract<WorkerMessage, { kind: K }>;
-  }
-
-  #fail(error: Error): void {
-    this.#failure ??= error;
-    this.#reject?.(this.#failure);
-  }
 }

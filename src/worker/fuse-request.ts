@@ -3,6 +3,7 @@
 import type { InvalidationJob } from '../export/fuse/invalidations.ts';
 import type { Filesystem } from '../format/filesystem/index.ts';
 import type { FuseOptions } from './fuse-options.ts';
+import type { MountStatsMemory } from './mount-stats.ts';
 import type { WireError } from './wire-error.ts';
 
 /** How a mount reaches the kernel. */
@@ -39,6 +40,8 @@ export interface MountRequest extends ImageRequest {
   madeDirectory: boolean;
   channel: ChannelName | 'auto';
   options: FuseOptions;
+  /** How many threads serve, if that is asked for; only without writes can it be more than one. */
+  threads?: number;
   /** Identifier of the record of this mount. */
   id: string;
   /** Path of the log; undefined in the foreground. */
@@ -125,8 +128,10 @@ export interface MountSummary extends ImageSummary {
 
 /** What the worker tells the main thread. */
 export type WorkerMessage =
-  | { kind: 'opened'; summary: ImageSummary }
+  | { kind: 'opened'; summary: ImageSummary; fingerprint: string }
   | { kind: 'ready' }
+  /** Requests come faster than they are answered. */
+  | { kind: 'busy' }
   /** What the kernel has cached is to be dropped; see `export/fuse/invalidations.ts`. */
   | { kind: 'invalidate'; job: InvalidationJob }
   /** The image is closed; or what was written last may be lost, because of this. */
@@ -144,6 +149,22 @@ export interface WorkerInput {
   request: MountRequest;
   /** Int32s by {@link Control}. */
   control: SharedArrayBuffer;
+  /** Where all threads count what they do. */
+  stats?: MountStatsMemory;
+}
+
+/** What a thread starts with that helps the worker; see `fuse-helpers.ts`. */
+export interface HelperInput extends WorkerInput {
+  /** A descriptor of the connection; the main thread closes it. */
+  fd: number;
+  fingerprint: string;
+  /** The number of this thread, from 1: 0 is the worker. */
+  row: number;
+}
+
+/** Why a helper could not start, or had to end. */
+export interface HelperMessage {
+  error: WireError;
 }
 
 /** What main thread and worker tell each other while the worker is busy. Each is 0 at first. */
@@ -156,6 +177,14 @@ export const Control = {
   jobsDone: 2,
   /** Not 0 once somebody is told that the mount stands. */
   isAccepted: 3,
+  /** Not 0 once helpers are to end after the requests that they are serving. */
+  stopHelpers: 4,
+  /** Counted up to wake helpers. */
+  calls: 5,
+  /** Helpers that sleep. */
+  asleep: 6,
+  /** What was agreed on with the kernel. */
+  agreedFlags: 7,
 } as const;
 
 /** What the serving process tells the command: one line of JSON. */

@@ -10,6 +10,7 @@ import { cleanStale, removeEmptyDirectory } from '../../worker/fuse-mounts.ts';
 import { parseFuseOptions } from '../../worker/fuse-options.ts';
 import type { MountRequest, MountSummary } from '../../worker/fuse-request.ts';
 import { stateDirectory } from '../../worker/fuse-state.ts';
+import { MAX_SERVING_THREADS } from '../../worker/thread-count.ts';
 import { nearestName, usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import { FORCE_SHARE_OPTION } from '../image-options.ts';
@@ -117,6 +118,11 @@ export const command: CommandDefinition = {
       description: 'take json: and PROTOCOL: names of backing files for file names',
     },
     ...FORCE_SHARE_OPTION,
+    threads: {
+      kind: 'value',
+      placeholder: 'N',
+      description: 'threads that serve (default: more than one while reads keep it busy)',
+    },
     channel: {
       kind: 'value',
       placeholder: 'NAME',
@@ -143,6 +149,7 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const channel = args.choice('channel', CHANNELS, 'auto');
   const output = outputOf(args);
   const partition = partitionOf(args);
+  const threads = threadsOf(args, writable);
   const files = filesOf(args);
   // Before anything is made: there must be a place for records.
   stateDirectory();
@@ -154,6 +161,7 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
     ...access,
     ...formatOptions(args),
     ...(partition === undefined ? {} : { partition }),
+    ...(threads === undefined ? {} : { threads }),
     ...prepared,
     channel,
     options,
@@ -240,6 +248,17 @@ function partitionOf(args: ParsedArguments): number | undefined {
   const number = /^\d{1,6}$/.test(text) ? Number(text) : 0;
   if (number < 1) throw usageError(`--partition must be a number from 1, not '${text}'`);
   return number;
+}
+
+function threadsOf(args: ParsedArguments, writable: boolean): number | undefined {
+  const text = args.value('threads');
+  if (text === undefined) return undefined;
+  const number = /^\d{1,3}$/.test(text) ? Number(text) : 0;
+  if (number < 1 || number > MAX_SERVING_THREADS) {
+    throw usageError(`--threads must be a number from 1 to ${MAX_SERVING_THREADS}, not '${text}'`);
+  }
+  if (!writable || number === 1) return number;
+  throw usageError('--threads is for images that are only read: one thread writes');
 }
 
 function formatOptions(args: ParsedArguments): Partial<MountRequest> {

@@ -25,6 +25,24 @@ const POLLIN = 1;
 /** A timeout of poll(2). */
 const FOREVER = -1;
 
+/** How a channel goes about waiting, where it can wait as it likes. */
+export interface ChannelOptions {
+  /**
+   * Called when requests have come one after the other, with no time to wait in between, for at least
+   * a millisecond: another thread could have answered some of them.
+   * @param ms since the first of them
+   */
+  onBacklog?: (ms: number) => void;
+  /**
+   * Waits for more to do when there are no requests (default: until there is one).
+   * @param count requests since the last time
+   */
+  sleep?: (count: number) => void;
+}
+
+/** What counts as a backlog, in milliseconds. */
+const BACKLOG_MS = 1;
+
 /** Returns bytes, 0 at the end, {@link TIMED_OUT}. */
 type Receive = (buffer: Uint8Array, timeoutMs: number) => number;
 
@@ -34,10 +52,10 @@ export class DeviceChannel implements RequestChannel {
   readonly #receive: Receive;
 
   /** @param fd stays the caller's to close */
-  constructor(fd: number) {
+  constructor(fd: number, options: ChannelOptions = {}) {
     this.#fd = fd;
     const libc = process.platform === 'linux' ? loadLibc() : undefined;
-    const spinning = libc && spinningReceive(fd, libc);
+    const spinning = libc && spinningReceive(fd, libc, options);
     this.#receive = spinning ?? ((buffer) => blockingReceive(fd, buffer));
   }
 
@@ -79,7 +97,11 @@ function blockingReceive(fd: number, buffer: Uint8Array): number {
 }
 
 /** Undefined if the descriptor cannot be made non-blocking. */
-function spinningReceive(fd: number, libc: Libc): Receive | undefined {
+function spinningReceive(
+  fd: number,
+  libc: Libc,
+  { onBacklog, sleep }: ChannelOptions,
+): Receive | undefined {
   const fcntl = libc.func('int fcntl(int fd, int command, int argument)');
   if (Number(fcntl(fd, F_SETFL, O_RDWR | O_NONBLOCK)) !== 0) return undefined;
   const read = libc.func('int64_t read(int fd, void *buffer, size_t length)');
@@ -90,11 +112,22 @@ function spinningReceive(fd: number, libc: Libc): Receive | undefined {
   const descriptor = Buffer.from(new ArrayBuffer(128));
   descriptor.set(new Uint8Array(Int32Array.of(fd).buffer));
   descriptor.set(new Uint8Array(Int16Array.of(POLLIN).buffer), 4);
+  let busySince = 0;
+  let count = 0;
+  const noteRequest = (hadToWait: boolean): void => {
+    const now = performance.now();
+    if (hadToWait) busySince = now;
+    else if (now - busySince > BACKLOG_MS) onBacklog?.(now - busySince);
+  };
   return (buffer, timeoutMs) => {
     let sleepAt = 0;
     for (;;) {
       const length = Number(read(fd, buffer, buffer.length));
-      if (length >= 0) return length;
+      if (length >= 0) {
+        count++;
+        if (onBacklog !== undefined) noteRequest(sleepAt !== 0);
+        return length;
+      }
       const errno = libc.errno();
       if (errno !== EAGAIN) {
         const code = errnoName(libc, errno);
@@ -105,7 +138,11 @@ function spinningReceive(fd: number, libc: Libc): Receive | undefined {
       const now = performance.now();
       if (sleepAt === 0) sleepAt = now + SPIN_MS;
       if (now < sleepAt) schedYield();
-      else if (Number(poll(descriptor, 1, timeoutMs)) === 0) return TIMED_OUT;
+      else if (sleep !== undefined) {
+        sleep(count);
+        count = 0;
+        return TIMED_OUT;
+      } else if (Number(poll(descriptor, 1, timeoutMs)) === 0) return TIMED_OUT;
     }
   };
 }

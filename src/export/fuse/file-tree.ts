@@ -1,14 +1,15 @@
 /**
  * The files and directories that a mount shows.
  *
- * A node gets its inode number when its directory is first listed or looked into, and keeps it for
- * as long as the tree lives; nothing is ever renamed, added, removed or resized, so the kernel may
- * cache every name for good, and every answer where nothing is written. What costs time, like opening
- * a snapshot or writing out a map, happens at the first question that needs it.
+ * The inode number of a node says where in the tree it is (`inode-numbers.ts`), so that several trees
+ * of one image agree, whichever of them is asked first; nothing is ever renamed, added, removed or
+ * resized, so the kernel may cache every name for good, and every answer where nothing is written. What
+ * costs time, like opening a snapshot or writing out a map, happens at the first question that needs it.
  */
 
 import type { BlockDevice, Extent } from '../../device/block-device.ts';
 import { Errno } from './errno.ts';
+import { InodeNumbers } from './inode-numbers.ts';
 import { FileType, FUSE_ROOT_ID, Whence } from './protocol.ts';
 import type { Attributes, DirectoryEntry } from './protocol.ts';
 import type { DiskView, WritableDisk } from './writable-disk.ts';
@@ -217,13 +218,15 @@ const DOT_DOT = Buffer.from('..');
 export class FileTree {
   readonly options: TreeOptions;
   readonly root: DirectoryNode;
-  readonly #nodes: TreeNode[] = [];
+  readonly #nodes = new Map<number, TreeNode>();
+  readonly #numbers = new InodeNumbers();
 
   /** @param entries what the root directory holds */
   constructor(options: TreeOptions, entries: () => Iterable<TreeEntry>) {
     this.options = options;
     const root: TreeEntry = { kind: 'directory', name: '', entries };
-    this.root = this.#addDirectory(root, undefined);
+    this.root = this.#newDirectory(root, FUSE_ROOT_ID, undefined);
+    this.#nodes.set(FUSE_ROOT_ID, this.root);
   }
 
   /** Size that the filesystem as a whole is said to have. */
@@ -241,14 +244,26 @@ export class FileTree {
     return this.options.hasLiveTexts === true;
   }
 
-  /** How many nodes have been seen. */
+  /** How many nodes there are, as far as that can be told without opening anything. */
   get nodeCount(): number {
-    return this.#nodes.length;
+    return 1 + this.root.children.length;
   }
 
-  /** The node of an inode number that was given out; undefined for any other number. */
+  /**
+   * The node of an inode number; undefined if there is none. Looks into the directories that it is in
+   * if nobody has, so it may throw.
+   */
   node(inode: number): TreeNode | undefined {
-    return this.#nodes[inode - FUSE_ROOT_ID];
+    return this.#nodes.get(inode) ?? this.#find(inode);
+  }
+
+  #find(inode: number): TreeNode | undefined {
+    let node: TreeNode | undefined = this.root;
+    for (const index of this.#numbers.indexes(inode)) {
+      if (node?.kind !== 'directory') return undefined;
+      node = node.children[index];
+    }
+    return node?.inode === inode ? node : undefined;
   }
 
   /** The node at a path from the root, as in `/partitions/1-boot.raw`. */
@@ -289,48 +304,44 @@ export class FileTree {
     return node && { node, name: node.name, isChild: true };
   }
 
-  #addDirectory(
+  #newDirectory(
     entry: TreeEntry & { kind: 'directory' },
+    inode: number,
     parent: DirectoryNode | undefined,
   ): DirectoryNode {
     const readMode = this.options.fileMode & ANYONE_READS;
     const mode = readMode | (readMode >>> 2);
-    const directory: DirectoryNode = new DirectoryNode(this.#nextInode(), mode, {
+    const directory: DirectoryNode = new DirectoryNode(inode, mode, {
       name: entry.name,
       parent,
       fill: () => this.#fill(directory, entry.entries()),
     });
-    this.#nodes.push(directory);
     return directory;
   }
 
   *#fill(directory: DirectoryNode, entries: Iterable<TreeEntry>): Generator<TreeNode> {
-    // All at once: if reading the entries fails half-way, none has got a number.
-    for (const entry of [...entries]) {
-      if (entry.kind === 'directory') {
-        yield this.#addDirectory(entry, directory);
-      } else {
-        const file = this.#newFile(entry);
-        this.#nodes.push(file);
-        yield file;
-      }
+    // All at once: if reading the entries fails half-way, there is none.
+    for (const [index, entry] of [...entries].entries()) {
+      const inode = this.#numbers.child(directory.inode, index);
+      const node =
+        entry.kind === 'directory'
+          ? this.#newDirectory(entry, inode, directory)
+          : this.#newFile(entry, inode);
+      this.#nodes.set(inode, node);
+      yield node;
     }
   }
 
-  #newFile(entry: TreeEntry & { kind: 'file' }): FileNode {
+  #newFile(entry: TreeEntry & { kind: 'file' }, inode: number): FileNode {
     const { disk, fileMode } = this.options;
     // Other devices are not opened just to compare them.
     const showsDisk = disk !== undefined && entry.source.isOpen;
     return new FileNode({
-      inode: this.#nextInode(),
+      inode,
       mode: fileMode,
       entry,
       disk: showsDisk && entry.source.device() === disk.device ? disk : undefined,
     });
-  }
-
-  #nextInode(): number {
-    return this.#nodes.length + FUSE_ROOT_ID;
   }
 }
 

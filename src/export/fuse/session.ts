@@ -99,6 +99,11 @@ export interface SessionOptions {
   stats?: RequestStats | undefined;
   /** Texts of open files, for all sessions of the mount. */
   sharedTexts?: SharedTexts | undefined;
+  /**
+   * What was agreed on with the kernel, for all sessions of the mount: one number, which the session
+   * that is greeted fills in (default: there are no others).
+   */
+  agreedFlags?: Int32Array | undefined;
 }
 
 /** One connection to the kernel. */
@@ -114,12 +119,13 @@ export class FuseSession {
   /** What volatile files hold for those who opened them, by handle. */
   readonly #keptTexts: KeptTexts;
   readonly #counter: RequestCounter | undefined;
-  #flags = 0;
+  #flags: number;
 
   constructor(tree: FileTree, log: ErrorLog, options: SessionOptions = {}) {
     this.#tree = tree;
     this.#log = log;
     this.#options = options;
+    this.#flags = options.agreedFlags === undefined ? 0 : Atomics.load(options.agreedFlags, 0);
     const isWritable = tree.disk !== undefined;
     this.request = new RequestBuffer(isWritable ? WRITE_REQUEST_BYTES : REQUEST_BYTES);
     this.#attributesSeconds = isWritable ? CHANGING_SECONDS : VALID_SECONDS;
@@ -185,10 +191,12 @@ export class FuseSession {
     const { request, reply } = this;
     if (request.length < Size.inHeader) return NO_REPLY;
     if (!request.isWellFormed) return reply.finish(request, Errno.EIO, 0);
-    // The ones that are sent most, before all others.
-    if (request.opcode === Opcode.READ) return this.#read();
-    if (request.opcode === Opcode.WRITE && this.#writes !== undefined) return this.#writes.write();
     try {
+      // The ones that are sent most, before all others.
+      if (request.opcode === Opcode.READ) return this.#read();
+      if (request.opcode === Opcode.WRITE && this.#writes !== undefined) {
+        return this.#writes.write();
+      }
       return this.#dispatch();
     } catch (error) {
       this.#log.report(`request ${request.opcode} of inode ${request.nodeId}`, error);
@@ -297,6 +305,9 @@ export class FuseSession {
       // Whoever opens a file for writing that is only to be read has to hear of it.
       this.#flags &= ~InitFlag.NO_OPEN_SUPPORT;
       this.#flags |= request.u32(Argument.initFlags) & InitFlag.BIG_WRITES;
+    }
+    if (this.#options.agreedFlags !== undefined) {
+      Atomics.store(this.#options.agreedFlags, 0, this.#flags);
     }
     const length = this.reply.putInit({
       minor: Math.min(kernelMinor, FUSE_KERNEL_MINOR_VERSION),
