@@ -5,13 +5,15 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { runMany } from './many.ts';
+import { runBuild } from './package-build.ts';
 import { runRound } from './rounds.ts';
 
-const USAGE = `usage: node test/stress/run.mjs [--seed N] [--seconds N] [--round SEED] [--mounts N]
+const USAGE = `usage: node test/stress/run.mjs [--seed N] [--seconds N] [--round SEED] [--mounts N] [--build]
   --seed N       where the rounds' seeds start (default 1)
   --seconds N    how long rounds are begun (default 600)
   --round SEED   try one round again and stop
   --mounts N     in place of rounds, have N mounts at once
+  --build        in place of rounds, build this package on a filesystem, which every eighth does
   --temp-dir DIR where images and mounts go (default the system's)
 `;
 
@@ -24,6 +26,7 @@ export async function main(args: string[]): Promise<number> {
       seconds: { type: 'string', default: '600' },
       round: { type: 'string' },
       mounts: { type: 'string' },
+      build: { type: 'boolean', default: false },
       'temp-dir': { type: 'string', default: tmpdir() },
       help: { type: 'boolean', default: false },
     },
@@ -35,13 +38,16 @@ export async function main(args: string[]): Promise<number> {
   const first = values.round === undefined ? Number(values.seed) * 1_000_003 : Number(values.round);
   const deadline = Date.now() + Number(values.seconds) * 1000;
   const { mounts } = values;
+  const isBuild = (round: number): boolean => values.round === undefined && round % 8 === 7;
   for (let round = 0; round === 0 || Date.now() < deadline; round++) {
     const directory = mkdtempSync(join(values['temp-dir'], 'qcow2-stress-'));
     try {
       const request = { directory, program: cli(), seed: first + round };
-      const story = await (mounts === undefined
-        ? runRound(request)
-        : runMany({ ...request, mounts: Number(mounts) }));
+      let story: string;
+      if (mounts !== undefined) story = await runMany({ ...request, mounts: Number(mounts) });
+      else if (values.build || isBuild(round)) {
+        story = await runBuild({ ...request, isThorough: true });
+      } else story = await runRound(request);
       process.stdout.write(`${first + round}: ${story}\n`);
     } catch (error) {
       const stack = error instanceof Error ? error.stack : String(error);

@@ -6,6 +6,7 @@ import { CLI } from '../cli/mount-support.ts';
 import { describePeers } from '../support/peers.ts';
 import { temporaryDirectoryPerTest } from '../support/temp.ts';
 import { runMany } from './many.ts';
+import { runBuild } from './package-build.ts';
 import { runRound } from './rounds.ts';
 
 const PROGRAMS = [
@@ -29,6 +30,13 @@ describePeers(PROGRAMS, 'hard use of writable mounts', () => {
     const story = await runRound(request);
     expect(story).toContain(what);
     expect(story).toContain(channel);
+    const left = listMounts().filter((mount) => mount.directory.startsWith(directory()));
+    expect(left).toEqual([]);
+  });
+
+  it('a package is built on a filesystem', { timeout: 120_000 }, async () => {
+    const request = { directory: directory(), program: CLI, seed: 4, isThorough: false };
+    expect(await runBuild(request)).toMatch(/^a package built on a filesystem, \d{3,} files/);
     const left = listMounts().filter((mount) => mount.directory.startsWith(directory()));
     expect(left).toEqual([]);
   });

@@ -41,13 +41,13 @@ export async function runRound(request: RoundRequest): Promise<string> {
 }
 
 /** An image with one partition, and the command that mounts it. */
-class StressMount {
+export class StressMount {
   readonly #request: RoundRequest;
   readonly channel: 'kernel' | 'fuse-native';
   readonly image: string;
   readonly #options: readonly string[];
 
-  constructor(request: RoundRequest, random: Random) {
+  constructor(request: RoundRequest, random: Random, { diskBytes = DISK_BYTES } = {}) {
     this.#request = request;
     this.channel = random.oneIn(5) ? 'fuse-native' : 'kernel';
     this.image = this.path('disk.qcow2');
@@ -57,7 +57,7 @@ class StressMount {
     const lazy = random.oneIn(4) ? ',lazy_refcounts=on' : '';
     const raw = this.path('disk.raw');
     writeFileSync(raw, '');
-    truncateSync(raw, DISK_BYTES);
+    truncateSync(raw, diskBytes);
     const start = PARTITION.offset / 512;
     const layout = `label: gpt\nstart=${start}, size=${PARTITION.length / 512}, name=data\n`;
     run('sfdisk', ['--quiet', raw], { input: layout });
@@ -179,7 +179,7 @@ async function killed(bench: StressMount, random: Random): Promise<string> {
   await Promise.race([ended, sleep(20_000)]);
   writer.kill('SIGKILL');
   tryRun('umount', [bench.path('files')], { timeoutMs: 60_000 });
-  await detach(loop);
+  await detachLoop(loop);
   const synced = await judge(bench, { file, log });
   const place = isPartition ? 'a partition' : 'the disk';
   return (
@@ -209,7 +209,7 @@ async function judge(
     count = expectFiles(bench.path('files'), readFileSync(log, 'utf8'));
     run('umount', [bench.path('files')]);
   } finally {
-    await detach(loop);
+    await detachLoop(loop);
   }
   bench.unmount();
   const after = tryRun('qemu-img', ['check', bench.image]);
@@ -218,7 +218,7 @@ async function judge(
 }
 
 /** Detaches a loop device; whoever looks at it just then delays that. */
-async function detach(loop: string): Promise<void> {
+export async function detachLoop(loop: string): Promise<void> {
   tryRun('losetup', ['-d', loop]);
   for (let tries = 0; tries < 1000 && tryRun('losetup', [loop]).exitCode === 0; tries++) {
     await sleep(10);
