@@ -7,7 +7,8 @@ import type { ImageExports, WriteTarget } from '../export/nbd/image-exports.ts';
 import type { ImageSpec } from '../export/nbd/image-set.ts';
 import { usageError } from './command.ts';
 import type { ParsedArguments } from './command.ts';
-import { numberOption, SERVED_FORMATS } from './serve-options.ts';
+import { formatOption, referenceOptions } from './image-options.ts';
+import { numberOption } from './serve-options.ts';
 
 /**
  * The images that are to be opened, each with what is served of it.
@@ -74,14 +75,5 @@ function exportNames(paths: readonly string[], name: string | undefined): string
 }
 
 function openOptions(args: ParsedArguments): OpenImageOptions {
-  const options: OpenImageOptions = {};
-  if (args.value('format') !== undefined) {
-    options.format = args.choice('format', SERVED_FORMATS, 'raw');
-  }
-  if (args.value('backing-format') !== undefined) {
-    options.backingFormat = args.choice('backing-format', SERVED_FORMATS, 'raw');
-  }
-  if (args.flag('allow-protocol-names')) options.allowProtocolNames = true;
-  if (args.flag('force-share')) options.forceShare = true;
-  return options;
+  return { ...formatOption(args.value('format')), ...referenceOptions(args) };
 }
