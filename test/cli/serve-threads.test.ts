@@ -2,7 +2,7 @@
 
 import { spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -140,6 +140,36 @@ for h in clients:
     expect(said).toEqual(['dropped', 'dropped', 'dropped', 'dropped']);
     expect(await server.stop()).toBe(0);
     expect(server.stderr().match(/client [1-4]: client dropped: it was idle/g)).toHaveLength(4);
+  });
+
+  it('shares out the clients of a socket that was passed in', () => {
+    const program = `
+import os, socket, subprocess, sys
+path, copy, node, *command = sys.argv[1:]
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(path)
+listening.listen(16)
+fd = listening.fileno()
+server = subprocess.Popen([node, *command, '--fd', str(fd)], pass_fds=[fd])
+listening.close()
+uri = 'nbd+unix:///?socket=' + path
+subprocess.run(['nbdcopy', '--connections=4', uri, copy], check=True)
+threads = len(os.listdir('/proc/%d/task' % server.pid))
+server.terminate()
+print(threads, server.wait())
+`;
+    const [path, copy] = [join(directory(), 'nbd'), join(directory(), 'copy.raw')];
+    const threadsOf = (threads: string): number => {
+      const command = [process.execPath, CLI, 'serve', `--threads=${threads}`, DEMO];
+      const said = run(SYSTEM_PYTHON, ['-c', program, path, copy, ...command]);
+      rmSync(path);
+      expect(said).toMatch(/^\d+ 0\n$/);
+      return Number.parseInt(said, 10);
+    };
+    const alone = threadsOf('1');
+    const sum = createHash('sha256').update(readFileSync(copy)).digest('hex');
+    expect(threadsOf('3')).toBeGreaterThanOrEqual(alone + 2);
+    expect(createHash('sha256').update(readFileSync(copy)).digest('hex')).toBe(sum);
   });
 
   it('ends in good order while all threads are busy', async () => {
