@@ -42,14 +42,25 @@ type Reason = string;
  * @throws {Qcow2Error} `UNSUPPORTED` if the kernel has none of the drivers, `HOST` if it refuses
  */
 export function mountDevice(request: KernelMountRequest): KernelMounted {
-  const { types, withoutJournal, device, directory } = request;
+  return mountWithDrivers(request, (type, more) => tryMount(request, type, more));
+}
+
+/**
+ * {@link mountDevice}, by whatever mounts.
+ *
+ * @param attempt tries a driver with further options; returns why it failed, or undefined
+ */
+export function mountWithDrivers(
+  { types, withoutJournal, device, directory }: KernelMountRequest,
+  attempt: (type: string, more: readonly string[]) => Reason | undefined,
+): KernelMounted {
   let reason: Reason = 'ENODEV';
   for (const type of types) {
-    reason = tryMount(request, type, []) ?? '';
+    reason = attempt(type, []) ?? '';
     if (reason === '') return { type, journalIgnored: false };
     if (isUnknownDriver(reason)) continue;
     if (!needsJournal(reason) || withoutJournal.length === 0) break;
-    const second = tryMount(request, type, withoutJournal);
+    const second = attempt(type, withoutJournal);
     if (second === undefined) return { type, journalIgnored: true };
     reason = second;
     break;

@@ -3,6 +3,7 @@
  * speak FUSE, for everybody else.
  */
 
+import { Qcow2Error } from '../errors.ts';
 import type { Filesystem, FilesystemType } from '../format/filesystem/index.ts';
 import { findProgram } from '../host/find-program.ts';
 
@@ -46,7 +47,10 @@ const KERNEL_DRIVERS: Readonly<Partial<Record<FilesystemType, KernelDriver>>> = 
 };
 
 /** The kernel's driver for a filesystem; undefined if no kernel has one. */
-export function kernelDriverFor({ type, version }: Filesystem): KernelDriver | undefined {
+export function kernelDriverFor({
+  type,
+  version,
+}: Pick<Filesystem, 'type' | 'version'>): KernelDriver | undefined {
   if (type === 'ufs' && version === '1') {
     return { ...KERNEL_DRIVERS.ufs!, options: ['ufstype=44bsd'] };
   }
@@ -175,9 +179,25 @@ export interface FoundUserDriver {
   path: string | undefined;
 }
 
-/** The driver for a filesystem, one that is installed if there is; undefined if none is known. */
-export function userDriverFor(type: FilesystemType): FoundUserDriver | undefined {
+/**
+ * The driver for a filesystem, one that is installed if there is; undefined if none is known.
+ * @param find finds programs
+ */
+export function userDriverFor(
+  type: FilesystemType,
+  find: (program: string) => string | undefined = findProgram,
+): FoundUserDriver | undefined {
   const drivers = USER_DRIVERS[type] ?? [];
-  const found = drivers.map((driver) => ({ driver, path: findProgram(driver.program) }));
+  const found = drivers.map((driver) => ({ driver, path: find(driver.program) }));
   return found.find(({ path }) => path !== undefined) ?? found[0];
+}
+
+/** The error where the kernel has no driver, and no program is installed that could do without. */
+export function noDriver(type: FilesystemType, found: FoundUserDriver | undefined): Qcow2Error {
+  const driver = kernelDriverFor({ type, version: '' })?.types[0];
+  const module = driver === undefined ? [] : [`load one, if there is, with: modprobe ${driver}`];
+  const install = found === undefined ? [] : [`install the package ${found.driver.package}`];
+  return new Qcow2Error('UNSUPPORTED', `this kernel has no driver for ${type}`, {
+    hint: [...module, ...install].join('; or '),
+  });
 }

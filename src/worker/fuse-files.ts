@@ -17,7 +17,7 @@ import { canMountDirectly, unmountFuse } from '../host/mount.ts';
 import { findMount } from '../host/mountinfo.ts';
 import { chooseFilesystems } from './file-choice.ts';
 import type { ChosenFilesystem } from './file-choice.ts';
-import { kernelDriverFor } from './file-drivers.ts';
+import { kernelDriverFor, noDriver, userDriverFor } from './file-drivers.ts';
 import type { FileJobResult, KernelMountJob, UnmountJob } from './file-jobs.ts';
 import type { PreparedDirectory } from './fuse-directory.ts';
 import { removeEmptyDirectory } from './fuse-mounts.ts';
@@ -209,7 +209,8 @@ async function mountOne(
     // A program may know what the kernel does not.
     if (!(error instanceof Qcow2Error) || error.code !== 'UNSUPPORTED') throw error;
     return mountForUser().catch((second: unknown) => {
-      throw second instanceof Qcow2Error && second.code === 'HOST' ? second : error;
+      const found = userDriverFor(filesystem.type);
+      throw found?.path === undefined ? noDriver(filesystem.type, found) : second;
     });
   }
   return mountForUser();
