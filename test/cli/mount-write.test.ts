@@ -170,6 +170,28 @@ describePeers(PROGRAMS, 'a mount that accepts writes', () => {
       );
     });
 
+    it('makes holes and zeroes, or says that it cannot and changes nothing', () => {
+      mount('--rw');
+      const expected = readFileSync(bench.path('disk.raw'));
+      for (const [index, way] of ['--punch-hole', '--zero-range', '--posix'].entries()) {
+        const offset = PARTITIONS.boot.offset + index * 262_144;
+        const args = [way, '--offset', String(offset), '--length', '131072'];
+        const { exitCode, stderr } = tryRun('fallocate', [...args, bench.path('m/disk.raw')]);
+        if (channel === 'kernel' || way === '--posix') {
+          expect({ exitCode, stderr }, way).toEqual({ exitCode: 0, stderr: '' });
+          if (way !== '--posix') expected.fill(0, offset, offset + 131_072);
+        } else {
+          // fuse-native has no such operation.
+          expect({ exitCode, stderr }, way).toEqual({
+            exitCode: 1,
+            stderr: expect.stringMatching(/unsupported|not supported/) as string,
+          });
+        }
+      }
+      bench.ok('unmount', 'm');
+      expectImage('disk.qcow2', expected);
+    });
+
     it('--temp forgets what was written, and never touches the image', () => {
       const before = readFileSync(bench.path('disk.qcow2'));
       const { mtimeMs } = statSync(bench.path('disk.qcow2'));
