@@ -229,9 +229,9 @@ export class DiskWriter {
   #planStandard(words: Uint32Array, index: number, clusterGuest: number): ClusterPlan {
     const high = words[2 * index]!;
     const low = words[2 * index + 1]!;
-    const plan = { start: 0, end: this.#clusterSize, readsZero: 0, isAllocated: 0 };
-    if (this.#ownCluster(words, index) >= 0) return { ...plan, host: IN_PLACE };
-    return { ...plan, host: this.#reusableCluster(high, low, clusterGuest) };
+    const isInPlace = this.#ownCluster(words, index) >= 0;
+    const host = isInPlace ? IN_PLACE : this.#reusableCluster(high, low, clusterGuest);
+    return { host, start: 0, end: this.#clusterSize, readsZero: 0, isAllocated: 0 };
   }
 
   /** Host offset of the space that an entry without data has all the same; or NEW. */
