@@ -59,6 +59,7 @@ function serve({ tree }: OpenedImage, fd: number): void {
 }
 
 function close(image: OpenedImage): void {
+  if (request.stats !== undefined) stats.print(request.stats);
   try {
     image.close({ isAccepted: Atomics.load(words, Control.isAccepted) !== 0 });
     tell({ kind: 'ended' });

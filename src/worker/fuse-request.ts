@@ -48,6 +48,8 @@ export interface MountRequest extends ImageRequest {
   log?: string;
   /** Go on to the files: `directory` is a private one then. */
   files?: FilesRequest;
+  /** Tell at the end what was asked of the mount: as text on standard error, or JSON on output. */
+  stats?: 'human' | 'json';
 }
 
 /** The files of an image, or of several of its partitions, that are asked for. Survives JSON. */

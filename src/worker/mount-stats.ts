@@ -3,7 +3,7 @@
  * started it with `--stats`.
  */
 
-import { readFileSync } from 'node:fs';
+import { readFileSync, writeSync } from 'node:fs';
 import type { Image } from '../chain/open.ts';
 import type { LiveText } from '../export/fuse/image-tree.ts';
 import { SharedTexts } from '../export/fuse/shared-texts.ts';
@@ -65,6 +65,21 @@ export class MountStats {
       cache: () => this.#image && cacheStats([this.#image]),
       queued: () => waitingRequests(this.#directory),
     });
+  }
+
+  /**
+   * Writes what was counted to standard error as text, or to standard output as a line of JSON: past
+   * Node's streams, which a thread that has been blocked would not get to flush.
+   */
+  print(format: 'human' | 'json'): void {
+    const report = this.report();
+    const isJson = format === 'json';
+    const text = isJson ? `${JSON.stringify({ stats: report })}\n` : formatStats(report);
+    try {
+      writeSync(isJson ? 1 : 2, text);
+    } catch {
+      // Nobody listens any more.
+    }
   }
 
   /** The files of the root that tell it. */

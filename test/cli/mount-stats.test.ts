@@ -5,6 +5,7 @@ import { expect, it } from 'vitest';
 import type { StatsReport } from '../../src/operations/stats.ts';
 import { describePeers } from '../support/peers.ts';
 import { qemuImg, qemuIo, run } from '../support/qemu.ts';
+import { until } from '../support/until.ts';
 import { mountBench } from './mount-support.ts';
 
 const MEBIBYTE = 1024 * 1024;
@@ -123,5 +124,45 @@ describePeers(['/dev/fuse', 'qemu-img', 'qemu-io', 'dd'], 'a mount', () => {
       closeSync(fd);
     }
     bench.ok('unmount', 'm');
+  });
+
+  it.each([
+    ['text on standard error', 'human'],
+    ['JSON on standard output', 'json'],
+  ])('tells it with --stats, at the end and on SIGUSR1: %s', async (_, output) => {
+    makeImages();
+    const args = [bench.program, 'mount', '--foreground', '--stats', `--output=${output}`];
+    const child = bench.start(process.execPath, [...args, 'top.qcow2', 'm']);
+    const printed = { stdout: '', stderr: '' };
+    child.stdout!.on('data', (chunk: Buffer) => (printed.stdout += chunk.toString()));
+    child.stderr!.on('data', (chunk: Buffer) => (printed.stderr += chunk.toString()));
+    const ended = new Promise((resolve) => child.on('close', resolve));
+    await until(() => printed.stdout.includes('qcow2 unmount'));
+    run('dd', [`if=${bench.path('m/disk.raw')}`, 'of=/dev/null', 'bs=1M', 'status=none']);
+    const told = (): number =>
+      output === 'json'
+        ? printed.stdout.split('\n').filter((line) => line.startsWith('{"stats":')).length
+        : printed.stderr.split('\n').filter((line) => line.startsWith('read ')).length;
+    child.kill('SIGUSR1');
+    await until(() => told() === 1);
+    child.kill('SIGTERM');
+    expect(await ended).toBe(0);
+    expect(told()).toBe(2);
+    if (output === 'human') {
+      expect(printed.stderr.trim().split('\n').at(-1)).toMatch(/^1 .*top\.qcow2$/);
+    } else {
+      const { stats: last } = JSON.parse(printed.stdout.trim().split('\n').at(-1)!) as {
+        stats: StatsReport;
+      };
+      expect(last.requests.read.bytes).toBeGreaterThanOrEqual(8 * MEBIBYTE);
+      expect(printed.stderr).toBe('');
+    }
+  });
+
+  it('has --stats only where somebody stays to be told', () => {
+    makeImages();
+    const result = bench.qcow2('mount', '--stats', 'top.qcow2', 'm');
+    expect(result.exitCode).not.toBe(0);
+    expect(result.stderr).toContain('--stats goes with --foreground');
   });
 });

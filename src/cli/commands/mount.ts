@@ -1,7 +1,8 @@
 /** `qcow2 mount`: shows an image as files in a directory. */
 
 import { randomBytes } from 'node:crypto';
-import { resolve } from 'node:path';
+import { readFile } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
 import { defaultDirectory, prepareDirectory } from '../../worker/fuse-directory.ts';
 import { checkFilesPossible } from '../../worker/fuse-channels.ts';
 import { launchMount } from '../../worker/fuse-launch.ts';
@@ -29,6 +30,7 @@ removed at the end; so is a DIR that is missing. DIR holds:
   snapshots/ID-NAME/disk.raw, …  the same for each internal snapshot
   layers/0-NAME.raw, …           the disk as each layer of the chain saw it
   info.json, map.json            what info and map print
+  stats, stats.json              requests, latencies, caches, and what was read of which layer
 
 With --snapshot or --partition, disk.raw is what they name; partitions within it are shown too, but \
 no snapshots and layers.
@@ -94,6 +96,10 @@ export const command: CommandDefinition = {
       kind: 'flag',
       description: 'stay, and unmount on Ctrl-C, SIGTERM and SIGHUP',
     },
+    stats: {
+      kind: 'flag',
+      description: 'with --foreground: tell at the end, and on SIGUSR1, what the file stats holds',
+    },
     options: {
       kind: 'list',
       short: 'o',
@@ -151,6 +157,12 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
   const partition = partitionOf(args);
   const threads = threadsOf(args, writable);
   const files = filesOf(args);
+  const stats = args.flag('stats');
+  if (stats && !args.flag('foreground')) {
+    throw usageError(
+      '--stats goes with --foreground; without it, read the file stats of the mount',
+    );
+  }
   // Before anything is made: there must be a place for records.
   stateDirectory();
   cleanStale();
@@ -166,6 +178,7 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
     channel,
     options,
     id,
+    ...(stats ? { stats: output } : {}),
     ...(files === undefined ? {} : filesRequest({ id, prepared, options, all: files.all })),
   };
   const tell = (summary: MountSummary): void => {
@@ -274,12 +287,28 @@ function formatOptions(args: ParsedArguments): Partial<MountRequest> {
   return request;
 }
 
+/** Tells what the mount has counted so far, which it says itself. */
+async function tellStats({ directory, stats }: MountRequest): Promise<void> {
+  const file = stats === 'json' ? 'stats.json' : 'stats';
+  try {
+    const text = await readFile(join(directory, file), 'utf8');
+    // One document a line.
+    if (stats === 'json')
+      process.stdout.write(`${JSON.stringify({ stats: JSON.parse(text) as unknown })}\n`);
+    else process.stderr.write(text);
+  } catch {
+    // With --fs nobody gets there any more; through fuse-native there is no such file.
+    process.stderr.write('qcow2: the statistics of this mount are told at its end\n');
+  }
+}
+
 /** Serves the mount in this process until a signal, or somebody else, ends it. */
 async function serveHere(
   request: MountRequest,
   tell: (summary: MountSummary) => void,
 ): Promise<void> {
   const { startMount } = await import('../../worker/fuse-mount.ts');
+  if (request.stats !== undefined) process.on('SIGUSR1', () => void tellStats(request));
   let mayGoOn = true;
   let stop = (): void => {
     mayGoOn = false;
