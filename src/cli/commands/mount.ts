@@ -12,6 +12,7 @@ import { parseFuseOptions } from '../../worker/fuse-options.ts';
 import type { MountRequest, MountSummary } from '../../worker/fuse-request.ts';
 import { stateDirectory } from '../../worker/fuse-state.ts';
 import { MAX_SERVING_THREADS } from '../../worker/thread-count.ts';
+import { CACHE_SIZE_OPTION, cacheSize } from '../cache-size.ts';
 import { nearestName, usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
 import { FORCE_SHARE_OPTION } from '../image-options.ts';
@@ -23,7 +24,8 @@ const CHANNELS = ['auto', 'kernel', 'fuse-native'] as const;
 const DETAILS = `\
 Returns when the mount can be used; a process in the background serves it until it is unmounted. \
 Without DIR a directory is made in the current one, named after the image (disk.qcow2 on disk), and \
-removed at the end; so is a DIR that is missing. DIR holds:
+removed at the end; so is a DIR that is missing. The mount stays after logout; SIGTERM, which a \
+system may send then to all processes of a user, unmounts it in good order. DIR holds:
 
   disk.raw                       the whole disk
   partitions/1-root.raw, …       one file a partition
@@ -124,6 +126,7 @@ export const command: CommandDefinition = {
       description: 'take json: and PROTOCOL: names of backing files for file names',
     },
     ...FORCE_SHARE_OPTION,
+    'cache-size': CACHE_SIZE_OPTION,
     threads: {
       kind: 'value',
       placeholder: 'N',
@@ -173,6 +176,7 @@ async function run(args: ParsedArguments, io: CommandIo): Promise<number> {
     ...access,
     ...formatOptions(args),
     ...(partition === undefined ? {} : { partition }),
+    cacheBytes: cacheSize(args),
     ...(threads === undefined ? {} : { threads }),
     ...prepared,
     channel,
