@@ -7,13 +7,16 @@ import { parseArgs } from 'node:util';
 import { runMany } from './many.ts';
 import { runBuild } from './package-build.ts';
 import { runRound } from './rounds.ts';
+import { runSoak } from './soak.ts';
 
 const USAGE = `usage: node test/stress/run.mjs [--seed N] [--seconds N] [--round SEED] [--mounts N] [--build]
+                                   [--soak]
   --seed N       where the rounds' seeds start (default 1)
   --seconds N    how long rounds are begun (default 600)
   --round SEED   try one round again and stop
   --mounts N     in place of rounds, have N mounts at once
   --build        in place of rounds, build this package on a filesystem, which every eighth does
+  --soak         in place of rounds, read a 1 TiB image for that long, and watch the memory
   --temp-dir DIR where images and mounts go (default the system's)
 `;
 
@@ -27,6 +30,7 @@ export async function main(args: string[]): Promise<number> {
       round: { type: 'string' },
       mounts: { type: 'string' },
       build: { type: 'boolean', default: false },
+      soak: { type: 'boolean', default: false },
       'temp-dir': { type: 'string', default: tmpdir() },
       help: { type: 'boolean', default: false },
     },
@@ -45,7 +49,9 @@ export async function main(args: string[]): Promise<number> {
       const request = { directory, program: cli(), seed: first + round };
       let story: string;
       if (mounts !== undefined) story = await runMany({ ...request, mounts: Number(mounts) });
-      else if (values.build || isBuild(round)) {
+      else if (values.soak) {
+        story = await runSoak({ ...request, seconds: Number(values.seconds) });
+      } else if (values.build || isBuild(round)) {
         story = await runBuild({ ...request, isThorough: true });
       } else story = await runRound(request);
       process.stdout.write(`${first + round}: ${story}\n`);
@@ -56,7 +62,7 @@ export async function main(args: string[]): Promise<number> {
       return 1;
     }
     rmSync(directory, { recursive: true, force: true });
-    if (values.round !== undefined || mounts !== undefined) break;
+    if (values.round !== undefined || mounts !== undefined || values.soak) break;
   }
   return 0;
 }
