@@ -32,7 +32,7 @@ system may send then to all processes of a user, unmounts it in good order. DIR 
   snapshots/ID-NAME/disk.raw, …  the same for each internal snapshot
   layers/0-NAME.raw, …           the disk as each layer of the chain saw it
   info.json, map.json            what info and map print
-  stats, stats.json              requests, latencies, caches, and what was read of which layer
+  stats, stats.json              requests, latencies, caches, reads of layers
 
 With --snapshot or --partition, disk.raw is what they name; partitions within it are shown too, but \
 no snapshots and layers.
