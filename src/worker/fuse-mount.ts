@@ -31,6 +31,7 @@ import type { MountedStack } from './fuse-files.ts';
 import { FuseHelpers } from './fuse-helpers.ts';
 import { MessageQueue } from './fuse-messages.ts';
 import { removeEmptyDirectory } from './fuse-mounts.ts';
+import { watchNative } from './fuse-native-end.ts';
 import { allocateMountStats } from './mount-stats.ts';
 import { defaultServingThreads } from './thread-count.ts';
 import { fromWireError } from './wire-error.ts';
@@ -53,8 +54,6 @@ const READ_AHEAD_KIB = 1024;
 const STOP_TIMEOUT_MS = 1500;
 /** How long it may take then, where that may be a flush to a slow disk. */
 const WRITER_STOP_TIMEOUT_MS = 30_000;
-/** How often the mount table is looked at for the end of a mount that does not tell. */
-const POLL_MS = process.platform === 'linux' ? 250 : 1000;
 /** The same, for the worker's last request. */
 const STOP_POLL_MS = 10;
 /** How often what was written is flushed unasked, on the channel that cannot tell when it is idle. */
@@ -386,16 +385,8 @@ async function serveNative(request: MountRequest): Promise<Served> {
   }
   let isAccepted = false;
   const flushing = setInterval(() => flushUnasked(tree, log), FLUSH_MS);
-  const device = findMount(directory)?.device;
-  const ended = new Promise<void>((resolve) => {
-    // libfuse's thread ends silently when the directory is unmounted.
-    const timer = setInterval(() => {
-      const mount = findMount(directory);
-      if (mount !== undefined && mount.device === device) return;
-      clearInterval(timer);
-      resolve();
-    }, POLL_MS);
-  }).then(() => {
+  const watch = watchNative(directory);
+  const ended = watch.ended.then(() => {
     clearInterval(flushing);
     close({ isAccepted });
   });
@@ -403,7 +394,7 @@ async function serveNative(request: MountRequest): Promise<Served> {
     summary,
     channel: 'fuse-native',
     ended,
-    device,
+    device: watch.device,
     accept: () => {
       isAccepted = true;
     },
@@ -412,6 +403,7 @@ async function serveNative(request: MountRequest): Promise<Served> {
       if (process.platform === 'darwin') {
         await unmountOnMacSoon(directory, { force: true }).catch(() => undefined);
       } else detach(directory);
+      watch.cut();
     },
   };
 }

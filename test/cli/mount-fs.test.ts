@@ -11,13 +11,14 @@ import {
   rmdirSync,
   writeFileSync,
 } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
 import { isAttached } from '../../src/host/loop.ts';
 import { kernelDrivers } from '../../src/host/kernel-mount.ts';
 import { findMount } from '../../src/host/mountinfo.ts';
 import { isAlive } from '../../src/host/processes.ts';
 import { describePeers, itPeers } from '../support/peers.ts';
-import { run, tryRun } from '../support/qemu.ts';
+import { qemuImg, run, tryRun } from '../support/qemu.ts';
 import { until } from '../support/until.ts';
 import { copyWithoutPackages, mountBench } from './mount-support.ts';
 import {
@@ -185,6 +186,28 @@ describePeers(NEEDED, 'qcow2 mount --fs', () => {
       ]);
       run('e2fsck', ['-f', '-n', bench.path('part')]);
     });
+
+    itPeers(
+      ['fuse-native'],
+      'goes on through fuse-native for as long as the files are there',
+      async () => {
+        makeWholeDisk(bench.path('disk.qcow2'), 16, MKFS_EXT4);
+        bench.ok('mount', '--fs', '--rw', '--channel=fuse-native', 'disk.qcow2', 'm');
+        const { pid } = bench.mount();
+        // Longer than it takes to notice that the image's own directory is gone.
+        await sleep(1000);
+        writeFileSync(bench.path('m/new'), 'written late');
+        run('sync', ['-f', bench.path('m')]);
+        expect(isAlive(pid, undefined)).toBe(true);
+        bench.ok('unmount', 'm');
+        expect(isAlive(pid, undefined)).toBe(false);
+        qemuImg('check', '-q', bench.path('disk.qcow2'));
+        bench.ok('mount', '--fs', 'disk.qcow2', 'm');
+        expect(readFileSync(bench.path('m/new'), 'utf8')).toBe('written late');
+        bench.ok('unmount', 'm');
+        expectClear('disk.qcow2');
+      },
+    );
 
     it('is forgotten with --temp, also what replays a journal', () => {
       makeWholeDisk(bench.path('disk.qcow2'), 16, MKFS_EXT4);
