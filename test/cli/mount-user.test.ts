@@ -55,6 +55,20 @@ describePeers([...NEEDED, 'sfdisk', 'mkfs.ext4'], 'qcow2 mount as an ordinary us
     expect(stdout.endsWith('nothing is mounted\n')).toBe(true);
   });
 
+  itPeers([], 'writes with --rw', () => {
+    const { stdout, stderr, exitCode } = asNobody(`
+      cp ../disk.img mine.img
+      qcow2 mount --rw -f raw mine.img m > told || exit
+      stat -c '%u %a' m/disk.raw
+      echo written | dd of=m/disk.raw bs=1M seek=30 conv=notrunc,fsync status=none || exit
+      fallocate -p -o 1M -l 1M m/disk.raw || exit
+      qcow2 unmount m || exit
+      dd if=mine.img bs=1M skip=30 count=1 status=none | head -c 8
+      cmp -n 1M -i 1M:0 mine.img /dev/zero && echo freed`);
+    expect({ stderr, exitCode }).toEqual({ stderr: '', exitCode: 0 });
+    expect(stdout).toBe('65534 644\nwritten\nfreed\n');
+  });
+
   itPeers([], 'clears away what a killed process left, and ends what is in use', () => {
     const { stdout, stderr, exitCode } = asNobody(`
       pid() { qcow2 mounts --output=json | sed -n 's/.*"pid": \\([0-9]*\\).*/\\1/p'; }
