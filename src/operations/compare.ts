@@ -8,6 +8,7 @@
 import type { BlockDevice, Extent } from '../device/block-device.ts';
 import { Qcow2Error } from '../errors.ts';
 import type { ErrorLocation } from '../errors.ts';
+import { alignedBuffer } from '../host/aligned-buffer.ts';
 import { isAllZero } from '../util/bytes.ts';
 import { runSteps } from './progress.ts';
 import type { Steps } from './progress.ts';
@@ -140,7 +141,7 @@ class Side {
   readonly size: number;
   readonly #name: 'first' | 'second';
   readonly #device: BlockDevice;
-  readonly #buffer = Buffer.allocUnsafeSlow(BUFFER_BYTES);
+  readonly #buffer = alignedBuffer(BUFFER_BYTES);
   #extents: Iterator<Extent> | undefined;
   #extent: Extent | undefined;
 

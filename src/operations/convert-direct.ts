@@ -9,6 +9,7 @@
 import { read } from 'node:fs';
 import type { BlockDevice, HostRange } from '../device/block-device.ts';
 import { Qcow2Error } from '../errors.ts';
+import { alignedBuffer } from '../host/aligned-buffer.ts';
 import { ChunkPreparer } from './convert-chunk.ts';
 import type { ChunkRequest, ChunkSpec } from './convert-chunk.ts';
 import type { Chunk, ChunkSource } from './convert.ts';
@@ -119,7 +120,7 @@ export class DirectChunks implements ChunkSource {
       use(free);
     } else if (this.#buffers < DEPTH) {
       this.#buffers++;
-      use(Buffer.allocUnsafeSlow(this.#spec.chunkBytes));
+      use(alignedBuffer(this.#spec.chunkBytes));
     } else {
       this.#waiting.push(use);
     }

@@ -9,6 +9,7 @@
 
 import { setTimeout as delay } from 'node:timers/promises';
 import type { BlockDevice } from '../device/block-device.ts';
+import { alignedBuffer } from '../host/aligned-buffer.ts';
 import { ALL_ZERO, ChunkPreparer, INCOMPRESSIBLE } from './convert-chunk.ts';
 import type { ChunkRequest, ChunkSpec, PreparedChunk, UnreadableRange } from './convert-chunk.ts';
 import { cutRuns, planConversion } from './convert-plan.ts';
@@ -146,7 +147,7 @@ class LocalChunks implements ChunkSource {
 
   constructor(source: BlockDevice, spec: ChunkSpec) {
     this.#preparer = new ChunkPreparer(source, spec);
-    this.#bytes = Buffer.allocUnsafeSlow(spec.chunkBytes);
+    this.#bytes = alignedBuffer(spec.chunkBytes);
     if (spec.compression !== undefined) this.#compressed = new Uint8Array(spec.chunkBytes);
   }
 
