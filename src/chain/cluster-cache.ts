@@ -16,8 +16,13 @@ export function shareClusterCache(images: readonly Image[], bytes: number): Shar
     }
   }
   const cache = SharedClusterCache.create({ bytes, clusterSizes });
-  for (const image of images) {
-    if (image.format === 'qcow2') image.shareClusterCache(cache);
-  }
+  for (const image of images) useClusterCache(image, cache);
   return cache;
+}
+
+/** Has an image and its backing chain use a cache. */
+export function useClusterCache(image: Image, cache: SharedClusterCache): void {
+  let layer: Image | undefined = image;
+  while (layer !== undefined && layer.format !== 'qcow2') layer = layer.backing;
+  layer?.shareClusterCache(cache);
 }

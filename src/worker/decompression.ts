@@ -31,7 +31,8 @@ export interface StatsRow {
 /** See the head of this file. Belongs to a thread that does not block for long; has to be closed. */
 export class DecompressionThreads {
   readonly #cache: SharedClusterCache;
-  readonly #workers = new Set<Worker>();
+  /** With what settles when it has ended. */
+  readonly #workers = new Map<Worker, Promise<void>>();
   readonly #stats: StatsRow | undefined;
   #isClosed = false;
 
@@ -49,7 +50,9 @@ export class DecompressionThreads {
   /** Ends the threads. Reading goes on without them. */
   async close(): Promise<void> {
     this.#isClosed = true;
-    await Promise.all([...this.#workers].map((worker) => worker.terminate()));
+    this.#cache.queue.end();
+    // Not terminated: that would abort the process if a thread is loading a native module.
+    await Promise.all(this.#workers.values());
   }
 
   async #startWhenWanted(threads: number): Promise<void> {
@@ -65,9 +68,11 @@ export class DecompressionThreads {
     const stats = this.#stats && { ...this.#stats, row: this.#stats.row + index };
     const workerData: DecompressionWorkerData = { buffer: cache.buffer, owner, stats };
     // No options of the process: `--input-type`, for one, keeps a thread from loading a file.
-    const worker = new Worker(workerUrl(), { workerData, execArgv: [] });
+    // Nor our standard output: as a stream of Node's it would become non-blocking, for whoever gave it
+    // to us as well.
+    const streams = { stdout: true, stderr: true };
+    const worker = new Worker(workerUrl(), { workerData, execArgv: [], ...streams });
     let isRunning = false;
-    this.#workers.add(worker);
     worker.unref();
     worker.on('message', () => {
       isRunning = true;
@@ -75,11 +80,15 @@ export class DecompressionThreads {
     });
     // One that fails is missed by nobody: whoever needs a cluster decompresses it.
     worker.on('error', () => undefined);
-    worker.on('exit', () => {
-      this.#workers.delete(worker);
-      if (isRunning) cache.addHelper(-1);
-      cache.releaseOwner(owner);
+    const ended = new Promise<void>((resolve) => {
+      worker.on('exit', () => {
+        this.#workers.delete(worker);
+        if (isRunning) cache.addHelper(-1);
+        cache.releaseOwner(owner);
+        resolve();
+      });
     });
+    this.#workers.set(worker, ended);
   }
 }
 

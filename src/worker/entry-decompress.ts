@@ -3,6 +3,7 @@
 import { readSync } from 'node:fs';
 import { parentPort, workerData } from 'node:worker_threads';
 import { clusterDecoder, COMPRESSION_TYPES } from '../compression/codec.ts';
+import { NO_SLOT } from '../qcow2/cluster-cache/layout.ts';
 import type { DecompressionJob } from '../qcow2/cluster-cache/pool.ts';
 import { SharedClusterCache } from '../qcow2/cluster-cache/shared-cluster-cache.ts';
 import { RequestStats } from '../util/request-stats.ts';
@@ -34,8 +35,8 @@ function decompress(
 }
 
 parentPort!.postMessage('running');
-for (;;) {
-  const place = cache.locate(cache.queue.take());
+for (let next; (next = cache.queue.take()) !== NO_SLOT;) {
+  const place = cache.locate(next);
   const job = place?.pool.claim(place.slot);
   if (place === undefined || job === undefined) continue;
   let isGood = false;

@@ -10,13 +10,15 @@ import { DeviceChannel } from '../export/fuse/device-channel.ts';
 import { ErrorLog } from '../export/fuse/error-log.ts';
 import { FuseSession } from '../export/fuse/session.ts';
 import { loadLibc } from '../host/libc.ts';
+import { SharedClusterCache } from '../qcow2/cluster-cache/shared-cluster-cache.ts';
 import { openForMount } from './fuse-image.ts';
 import { Control } from './fuse-request.ts';
 import type { HelperInput, HelperMessage } from './fuse-request.ts';
 import { MountStats } from './mount-stats.ts';
 import { toWireError } from './wire-error.ts';
 
-const { request, control, fd, fingerprint, row, stats: statsMemory } = workerData as HelperInput;
+const input = workerData as HelperInput;
+const { request, control, fd, fingerprint, row, stats: statsMemory } = input;
 const words = new Int32Array(control);
 const stats = new MountStats(request.directory, statsMemory, row);
 
@@ -46,7 +48,8 @@ function sleep(count: number): void {
 }
 
 try {
-  const image = await openForMount(request, stats);
+  const cache = SharedClusterCache.attach(input.clusterCache, input.cacheOwner);
+  const image = await openForMount(request, stats, cache);
   try {
     if (image.fingerprint !== fingerprint) {
       throw new Qcow2Error('HOST', 'the image was replaced or written while it is mounted');

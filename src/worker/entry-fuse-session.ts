@@ -78,7 +78,8 @@ try {
     }
     close(image);
   });
-  tell({ kind: 'opened', summary: image.summary, fingerprint: image.fingerprint });
+  const { summary, fingerprint, clusterCache } = image;
+  tell({ kind: 'opened', summary, fingerprint, clusterCache: clusterCache.buffer });
   // While the main thread mounts.
   loadLibc();
 } catch (error) {

@@ -15,6 +15,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import { cloneFuseDevice } from '../host/fuse-clone.ts';
 import { IdleCores } from '../host/idle-cores.ts';
+import type { SharedClusterCache } from '../qcow2/cluster-cache/shared-cluster-cache.ts';
 import { Control } from './fuse-request.ts';
 import type { HelperInput, HelperMessage, MountRequest } from './fuse-request.ts';
 import type { MountStatsMemory } from './mount-stats.ts';
@@ -38,6 +39,8 @@ export interface FuseHelpersOptions {
   stats?: MountStatsMemory;
   /** The one of the worker's image: another one is not served. */
   fingerprint: string;
+  /** What the worker's image uses. */
+  clusterCache: SharedClusterCache;
   /** How many there may be. */
   most: number;
   /** A line for the log. */
@@ -86,7 +89,7 @@ export class FuseHelpers {
 
   /** Starts one; false if it cannot be, or there are enough. */
   #start(): boolean {
-    const { request, fd, control, stats, fingerprint, most, log } = this.#options;
+    const { request, fd, control, stats, fingerprint, clusterCache, most, log } = this.#options;
     if (this.#isStopping || this.#started >= most) return false;
     const clone = cloneFuseDevice(fd);
     if (clone === undefined) {
@@ -94,12 +97,15 @@ export class FuseHelpers {
       return false;
     }
     this.#started++;
+    const cacheOwner = clusterCache.newOwner();
     const input: HelperInput = {
       request,
       control,
       ...(stats === undefined ? {} : { stats }),
       fd: clone,
       fingerprint,
+      clusterCache: clusterCache.buffer,
+      cacheOwner,
       row: this.#started,
     };
     const worker = new Worker(helperUrl(), {
@@ -114,6 +120,7 @@ export class FuseHelpers {
       .catch(() => once(worker, 'exit'))
       .then(() => {
         this.#running.delete(worker);
+        clusterCache.releaseOwner(cacheOwner);
         // What it has not answered fails now; nobody waits for ever.
         closeSync(clone);
         if (!this.#isStopping && reason !== undefined) log(`a thread less to serve: ${reason}`);

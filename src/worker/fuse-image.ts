@@ -2,6 +2,7 @@
 
 import { statSync } from 'node:fs';
 import { basename } from 'node:path';
+import { shareClusterCache, useClusterCache } from '../chain/cluster-cache.ts';
 import { fingerprintOf } from '../chain/fingerprint.ts';
 import { selectPartition, selectSnapshot } from '../chain/open-device.ts';
 import type { Image } from '../chain/open.ts';
@@ -21,6 +22,8 @@ import type { PartitionTable } from '../format/partition/index.ts';
 import { formatMapJson } from '../operations/format-map.ts';
 import { imageInfo } from '../operations/info.ts';
 import { mapImage } from '../operations/map.ts';
+import { defaultCacheBytes } from '../qcow2/cluster-cache/shared-cluster-cache.ts';
+import type { SharedClusterCache } from '../qcow2/cluster-cache/shared-cluster-cache.ts';
 import { closeMounted, openMounted } from './fuse-open.ts';
 import type { MountedImage } from './fuse-open.ts';
 import type { ImageRequest, ImageSummary, MountRequest } from './fuse-request.ts';
@@ -32,6 +35,8 @@ export interface OpenedImage {
   summary: ImageSummary;
   /** What tells whether another thread has opened the same files. */
   fingerprint: string;
+  /** The cache of decompressed clusters that it uses. */
+  clusterCache: SharedClusterCache;
   /**
    * Closes the image, with everything that was written brought to the disk.
    *
@@ -45,11 +50,13 @@ export interface OpenedImage {
 /**
  * Opens the image of a request.
  * @param stats where it is counted what is read of it, and what the tree shows of that
+ * @param cache of the process, which the image is to use (default: a new one)
  * @throws {Qcow2Error} what is wrong with it
  */
 export async function openForMount(
   request: MountRequest,
   stats?: MountStats,
+  cache?: SharedClusterCache,
 ): Promise<OpenedImage> {
   const { options } = request;
   const mounted = openMounted(request);
@@ -60,6 +67,9 @@ export async function openForMount(
     });
   try {
     await prepareToRead(mounted.top);
+    if (cache !== undefined) useClusterCache(mounted.top, cache);
+    const cacheBytes = request.cacheBytes ?? defaultCacheBytes();
+    const clusterCache = cache ?? shareClusterCache([mounted.top], cacheBytes);
     stats?.watch(mounted.top);
     const fingerprint = fingerprintOf(mounted.top);
     const modifiedMs = statSync(mounted.named.path).mtimeMs;
@@ -80,7 +90,13 @@ export async function openForMount(
       },
       layout.entries,
     );
-    return { tree, summary: summarize(parts, layout, mounted.named.format), fingerprint, close };
+    return {
+      tree,
+      summary: summarize(parts, layout, mounted.named.format),
+      fingerprint,
+      clusterCache,
+      close,
+    };
   } catch (error) {
     close({ isAccepted: false });
     throw error;

@@ -24,6 +24,8 @@ import { abortConnection, mountFuse, raiseReadAhead, unmountFuse } from '../host
 import { unmountOnMacSoon } from '../host/macos.ts';
 import { findMount, isFuse } from '../host/mountinfo.ts';
 import { processStartTime } from '../host/processes.ts';
+import { SharedClusterCache } from '../qcow2/cluster-cache/shared-cluster-cache.ts';
+import { DecompressionThreads, MAX_DECOMPRESSION_THREADS } from './decompression.ts';
 import { channelsToTry } from './fuse-channels.ts';
 import { openForMount } from './fuse-image.ts';
 import { clearFiles, mountFiles } from './fuse-files.ts';
@@ -231,40 +233,29 @@ async function serve(request: MountRequest): Promise<Served> {
 }
 
 async function serveKernel(request: MountRequest): Promise<Served> {
-  const { directory, options } = request;
+  const { directory } = request;
   const control = new SharedArrayBuffer(4 * Object.keys(Control).length);
   const words = new Int32Array(control);
   const isRead = request.access === 'ro';
   const most = isRead ? (request.threads ?? defaultServingThreads()) : 1;
-  const stats = allocateMountStats(most);
+  const stats = allocateMountStats(most + MAX_DECOMPRESSION_THREADS);
   const input: WorkerInput = { request, control, stats };
   const worker = new Worker(workerUrl(), { workerData: input, resourceLimits: WORKER_LIMITS });
   const messages = new MessageQueue(worker);
   // Takes some milliseconds, which the worker needs to start anyway.
   loadLibc();
   const opened = await messages.next('opened');
-  let fd: number;
-  try {
-    fd = mountFuse({
-      directory,
-      source: options.source ?? request.image,
-      subtype: options.subtype,
-      flags: options.flags,
-      allowOther: options.allowOther,
-    });
-  } catch (error) {
-    // Not terminated: that would abort the process if the thread is loading a native module.
-    const ended = once(worker, 'exit');
-    worker.postMessage({ fd: undefined } satisfies ServeMessage);
-    await ended;
-    throw error;
-  }
+  const fd = await mountFor(worker, request);
+  const clusterCache = SharedClusterCache.attach(opened.clusterCache);
+  const rows = { memory: stats.counters, row: most };
+  const decompression = new DecompressionThreads(clusterCache, undefined, rows);
   const helpers = new FuseHelpers({
     request,
     fd,
     control,
     stats,
     fingerprint: opened.fingerprint,
+    clusterCache,
     most: most - 1,
     log: (line) => process.stderr.write(`${line}\n`),
   });
@@ -291,6 +282,7 @@ async function serveKernel(request: MountRequest): Promise<Served> {
     })
     .finally(async () => {
       await helpers.stop();
+      await decompression.close();
       // The last reference: whoever still waits for an answer gets an error now.
       closeSync(fd);
     });
@@ -306,6 +298,26 @@ async function serveKernel(request: MountRequest): Promise<Served> {
       await stopWorker({ request, device, words, ended });
     },
   };
+}
+
+/** Mounts a directory that a worker is to serve; if that fails, the worker is ended. */
+async function mountFor(worker: Worker, request: MountRequest): Promise<number> {
+  const { directory, options } = request;
+  try {
+    return mountFuse({
+      directory,
+      source: options.source ?? request.image,
+      subtype: options.subtype,
+      flags: options.flags,
+      allowOther: options.allowOther,
+    });
+  } catch (error) {
+    // Not terminated: that would abort the process if the thread is loading a native module.
+    const ended = once(worker, 'exit');
+    worker.postMessage({ fd: undefined } satisfies ServeMessage);
+    await ended;
+    throw error;
+  }
 }
 
 /** The worker's bundle, which lies beside whichever bundle this code is in. */

@@ -40,6 +40,8 @@ export interface MountRequest extends ImageRequest {
   madeDirectory: boolean;
   channel: ChannelName | 'auto';
   options: FuseOptions;
+  /** Bytes of the cluster cache (default: by the machine's memory). */
+  cacheBytes?: number;
   /** How many threads serve, if that is asked for; only without writes can it be more than one. */
   threads?: number;
   /** Identifier of the record of this mount. */
@@ -130,7 +132,13 @@ export interface MountSummary extends ImageSummary {
 
 /** What the worker tells the main thread. */
 export type WorkerMessage =
-  | { kind: 'opened'; summary: ImageSummary; fingerprint: string }
+  | {
+      kind: 'opened';
+      summary: ImageSummary;
+      fingerprint: string;
+      /** Memory of the cluster cache that the image uses. */
+      clusterCache: SharedArrayBuffer;
+    }
   | { kind: 'ready' }
   /** Requests come faster than they are answered. */
   | { kind: 'busy' }
@@ -160,6 +168,9 @@ export interface HelperInput extends WorkerInput {
   /** A descriptor of the connection; the main thread closes it. */
   fd: number;
   fingerprint: string;
+  /** Memory of the cluster cache of all threads, and the number of this one there. */
+  clusterCache: SharedArrayBuffer;
+  cacheOwner: number;
   /** The number of this thread, from 1: 0 is the worker. */
   row: number;
 }

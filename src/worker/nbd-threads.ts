@@ -247,6 +247,9 @@ export class NbdThreads implements ClientThreads {
       workerData: data,
       resourceLimits: THREAD_LIMITS,
       execArgv: [],
+      // Ours would become a stream of Node's, and non-blocking for others who have it.
+      stdout: true,
+      stderr: true,
     });
     const ended = once(worker, 'exit').catch(() => undefined);
     let settle = (): void => undefined;

@@ -9,7 +9,9 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs';
+import { once } from 'node:events';
 import { join } from 'node:path';
+import { Worker } from 'node:worker_threads';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, describe, expect, it } from 'vitest';
 import { shareClusterCache } from '../../src/chain/cluster-cache.ts';
@@ -201,18 +203,28 @@ describe('a thread that is ended', () => {
   it('in the middle of its work keeps nobody from reading', async () => {
     const path = sharedImage();
     for (let round = 0; round < 4; round++) {
-      const { image, threads } = await openWith(path, { threads: 2, bytes: 4 * MiB });
+      const image = openImage(path);
+      const cache = shareClusterCache([image], 4 * MiB);
+      const owner = cache.newOwner();
+      const script = new URL('../../dist/decompress.js', import.meta.url);
+      const worker = new Worker(script, { workerData: { buffer: cache.buffer, owner } });
+      await once(worker, 'message');
+      cache.addHelper(1);
       const part = Buffer.alloc(2 * MiB);
       image.read(part, 0);
       image.read(part, 2 * MiB);
-      const closing = threads.close();
+      const ended = worker.terminate();
       for (let at = 0; at < BYTES; at += 512 * KiB) {
         const target = Buffer.alloc(512 * KiB);
         image.read(target, at);
         expect(target.equals(disk.subarray(at, at + 512 * KiB))).toBe(true);
         if (at % (2 * MiB) === 0) await sleep(1);
       }
-      await closing;
+      await ended;
+      // Nobody has said that it is gone.
+      expect(readAll(image, MiB).equals(disk)).toBe(true);
+      cache.addHelper(-1);
+      cache.releaseOwner(owner);
       expect(readAll(image, MiB).equals(disk)).toBe(true);
       image.close();
     }

@@ -30,6 +30,8 @@ export const HeaderWord = {
   sleepers: 9,
   streamsLock: 10,
   streamTick: 13,
+  /** Not 0 once decompression threads are to end. */
+  ending: 14,
   imagesLock: 11,
   /** Always 0: what threads wait for that only want to wait a moment. */
   never: 12,

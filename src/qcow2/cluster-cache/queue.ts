@@ -37,11 +37,21 @@ export class JobQueue {
     return hasRoom;
   }
 
-  /** Takes the oldest slot, and sleeps until there is one. */
+  /** Has all threads that take jobs end. */
+  end(): void {
+    const words = this.#words;
+    Atomics.store(words, HeaderWord.ending, 1);
+    // So that nobody falls asleep who has not seen it.
+    Atomics.add(words, HeaderWord.queueTail, 1);
+    Atomics.notify(words, HeaderWord.queueTail);
+  }
+
+  /** Takes the oldest slot, and sleeps until there is one; {@link NO_SLOT} at the end. */
   take(): number {
     const words = this.#words;
     for (;;) {
       const tail = Atomics.load(words, HeaderWord.queueTail);
+      if (Atomics.load(words, HeaderWord.ending) !== 0) return NO_SLOT;
       if (this.#memory.lock(HeaderWord.queueLock)) {
         const slot = this.#shift();
         this.#memory.unlock(HeaderWord.queueLock);
