@@ -47,9 +47,13 @@ print(right[0], failed[0], wrong[:3])
 const KILLER = `
 import { isMainThread } from 'node:worker_threads';
 if (isMainThread) {
-  const workers = [];
-  process.on('worker', (worker) => workers.push(worker));
-  process.on('SIGUSR2', () => void workers[2].terminate());
+  const workers = new Set();
+  process.on('worker', (worker) => {
+    workers.add(worker);
+    // Those that only decompress.
+    worker.on('message', (message) => message === 'running' && workers.delete(worker));
+  });
+  process.on('SIGUSR2', () => void [...workers][2].terminate());
 }
 `;
 
