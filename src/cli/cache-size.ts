@@ -9,7 +9,7 @@ import { parseSize } from './size.ts';
 export const CACHE_SIZE_OPTION = {
   kind: 'value',
   placeholder: 'SIZE',
-  description: 'memory for decompressed clusters (default: a 64th of all, 8M to 64M)',
+  description: 'memory for decompressed clusters (default: a 64th of all, 8M to 32M)',
 } as const satisfies OptionDefinition;
 
 /**

@@ -166,13 +166,14 @@ interface AtomicsWithWaitAsync {
 
 /**
  * Bytes for the cache of a program that serves images: a 64th of the memory that the process may
- * have, 8 MiB at the least and 64 MiB at the most.
+ * have, 8 MiB at the least and 32 MiB at the most: with more, a server that several threads serve takes
+ * more than 200 MiB.
  */
 export function defaultCacheBytes(memoryBytes = availableMemory()): number {
   const share = Math.floor(memoryBytes / 64);
   return Math.max(
     DEFAULT_CLUSTER_CACHE_BYTES / 2,
-    Math.min(share, 4 * DEFAULT_CLUSTER_CACHE_BYTES),
+    Math.min(share, 2 * DEFAULT_CLUSTER_CACHE_BYTES),
   );
 }
 

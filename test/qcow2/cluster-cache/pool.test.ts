@@ -284,8 +284,8 @@ describe('the memory of a cache', () => {
   it('is a 64th of what there is, within bounds', () => {
     const MiB = 2 ** 20;
     expect(defaultCacheBytes(256 * MiB)).toBe(8 * MiB);
-    expect(defaultCacheBytes(2048 * MiB)).toBe(32 * MiB);
-    expect(defaultCacheBytes(2 ** 40)).toBe(64 * MiB);
+    expect(defaultCacheBytes(1536 * MiB)).toBe(24 * MiB);
+    expect(defaultCacheBytes(2 ** 40)).toBe(32 * MiB);
   });
 });
 
