@@ -12,9 +12,10 @@ import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { Script } from 'node:vm';
+import type * as program from './main.ts';
 
 /** What the program exports. */
-type Program = typeof import('./main.ts');
+type Program = typeof program;
 
 /** The program, compiled. */
 export interface CompiledProgram {

@@ -15,10 +15,15 @@ import { MAX_SERVING_THREADS } from '../../worker/thread-count.ts';
 import { CACHE_SIZE_OPTION, cacheSize } from '../cache-size.ts';
 import { nearestName, usageError } from '../command.ts';
 import type { CommandDefinition, CommandIo, ParsedArguments } from '../command.ts';
-import { FORCE_SHARE_OPTION } from '../image-options.ts';
+import {
+  FORCE_SHARE_OPTION,
+  formatOption,
+  IMAGE_FORMATS,
+  REFERENCE_OPTIONS,
+  referenceOptions,
+} from '../image-options.ts';
 import { describeMount, describeMountJson } from '../mount-report.ts';
 
-const FORMATS = ['qcow2', 'raw'] as const;
 const CHANNELS = ['auto', 'kernel', 'fuse-native'] as const;
 
 const DETAILS = `\
@@ -113,18 +118,9 @@ export const command: CommandDefinition = {
       short: 'f',
       placeholder: 'FMT',
       description: 'format of the image; found out if not given',
-      choices: FORMATS,
+      choices: IMAGE_FORMATS,
     },
-    'backing-format': {
-      kind: 'value',
-      placeholder: 'FMT',
-      description: 'format of a backing file that the image does not tell',
-      choices: FORMATS,
-    },
-    'allow-protocol-names': {
-      kind: 'flag',
-      description: 'take json: and PROTOCOL: names of backing files for file names',
-    },
+    ...REFERENCE_OPTIONS,
     ...FORCE_SHARE_OPTION,
     'cache-size': CACHE_SIZE_OPTION,
     threads: {
@@ -280,14 +276,12 @@ function threadsOf(args: ParsedArguments, writable: boolean): number | undefined
 
 function formatOptions(args: ParsedArguments): Partial<MountRequest> {
   const snapshot = args.value('snapshot');
-  const request: Partial<MountRequest> = {};
+  const { backingFormat, allowProtocolNames, forceShare } = referenceOptions(args);
+  const request: Partial<MountRequest> = formatOption(args.value('format'));
   if (snapshot !== undefined) request.snapshot = snapshot;
-  if (args.value('format') !== undefined) request.format = args.choice('format', FORMATS, 'raw');
-  if (args.value('backing-format') !== undefined) {
-    request.backingFormat = args.choice('backing-format', FORMATS, 'raw');
-  }
-  if (args.flag('allow-protocol-names')) request.allowProtocolNames = true;
-  if (args.flag('force-share')) request.forceShare = true;
+  if (backingFormat !== undefined) request.backingFormat = backingFormat;
+  if (allowProtocolNames === true) request.allowProtocolNames = true;
+  if (forceShare === true) request.forceShare = true;
   return request;
 }
 
