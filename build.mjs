@@ -73,12 +73,16 @@ function buildModules() {
   });
 }
 
-/** The command, which starts a third faster as CommonJS; see src/cli/launch.ts. */
+/** The command, which starts a third faster as CommonJS; see src/cli/load-program.ts. */
 function buildCommand() {
   const options = commonOptions();
   return build({
     ...options,
-    entryPoints: { cli: 'src/cli/launch.ts', program: 'src/cli/main.ts' },
+    entryPoints: {
+      cli: 'src/cli/launch.ts',
+      program: 'src/cli/main.ts',
+      'load-program': 'src/cli/load-program.ts',
+    },
     format: 'cjs',
     outExtension: { '.js': '.cjs' },
     // launch.ts reads the program as Latin-1.
@@ -111,6 +115,8 @@ function cacheCode() {
     stdio: 'inherit',
   });
   if (status !== 0) throw new Error('the code of the command could not be compiled (see above)');
+  // Of use to that script alone: cli.cjs has it in itself.
+  rmSync(join(DIST, 'load-program.cjs'));
 }
 
 /** Replaces a file in one step, so that a program that starts meanwhile finds the old or the new. */

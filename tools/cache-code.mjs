@@ -7,8 +7,13 @@ import { mkdtempSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 
-const { CODE_CACHE, compileProgram } = createRequire(import.meta.url)('../dist/cli.cjs');
+const DIST = fileURLToPath(new URL('../dist', import.meta.url));
+const { codeCachePath, compileProgram } = createRequire(import.meta.url)(
+  '../dist/load-program.cjs',
+);
+const cache = codeCachePath(DIST);
 
 const RUNS = [
   ['create', '-q', '-f', 'qcow2', 'a.qcow2', '1M'],
@@ -28,8 +33,8 @@ const here = process.cwd();
 try {
   process.chdir(directory);
   writeFileSync('data.raw', Buffer.alloc(4 * 1024 * 1024, 'data'));
-  rmSync(CODE_CACHE, { force: true });
-  const { script, load } = compileProgram();
+  rmSync(cache, { force: true });
+  const { script, load } = compileProgram(DIST);
   const { runProgram } = load();
   const errors = [];
   const io = { stdout: () => {}, stderr: (text) => errors.push(text), isTerminal: false };
@@ -37,9 +42,9 @@ try {
     if ((await runProgram(argv, io)) !== 0) throw new Error(errors.join(''));
   }
   // In one step, for those who start a command meanwhile.
-  const temporary = `${CODE_CACHE}.${process.pid}.tmp`;
+  const temporary = `${cache}.${process.pid}.tmp`;
   writeFileSync(temporary, script.createCachedData());
-  renameSync(temporary, CODE_CACHE);
+  renameSync(temporary, cache);
 } catch (error) {
   console.error(`cache-code: ${error.message}`);
   process.exitCode = 1;

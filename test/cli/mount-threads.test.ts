@@ -130,35 +130,40 @@ describePeers(['root', '/dev/fuse', 'sfdisk', 'mkfs.ext4', 'qemu-img'], 'mount -
     reader.kill('SIGKILL');
   });
 
-  it.skipIf(loadLibc() === undefined)('goes on when one of its threads ends', async () => {
-    writeFileSync(bench.path('killer.mjs'), KILLER);
-    const environment = {
-      ...bench.environment,
-      NODE_OPTIONS: `--import ${bench.path('killer.mjs')}`,
-    };
-    const command = [bench.program, 'mount', '--threads', '3', 'disk.qcow2', 'm'];
-    const mount = spawn(process.execPath, command, { cwd: bench.path(), env: environment });
-    expect(await new Promise((resolve) => mount.on('close', resolve))).toBe(0);
-    const { pid } = bench.mount();
-    const reader = bench.start('python3', readers('m', 200));
-    let output = '';
-    reader.stdout!.on('data', (chunk: Buffer) => (output += chunk.toString()));
-    await until(() => output.includes('reading'));
-    // A thread that is ended while it loads a native module takes the process with it.
-    await until(() => descriptorsOf(pid, bench.path('disk.qcow2')) === 3);
-    await sleep(300);
-    process.kill(pid, 'SIGUSR2');
-    await until(() => descriptorsOf(pid, '/dev/fuse') === 2);
-    await new Promise((resolve) => reader.on('close', resolve));
-    // A read that the thread had taken fails; none waits for ever, and none gets wrong bytes.
-    const [, right, failed, wrong] = /(\d+) (\d+) (.*)/.exec(output)!;
-    expect(wrong).toBe('[]');
-    expect(Number(right) + Number(failed)).toBe(1600);
-    expect(Number(failed)).toBeLessThan(3);
-    expect(run('python3', readers('m', 20)).trim()).toMatch(/160 0 \[\]$/);
-    bench.ok('unmount', 'm');
-    expect(isAlive(pid, undefined)).toBe(false);
-  });
+  it.skipIf(loadLibc() === undefined)(
+    'goes on when one of its threads ends',
+    { timeout: 90_000 },
+    async () => {
+      writeFileSync(bench.path('killer.mjs'), KILLER);
+      const environment = {
+        ...bench.environment,
+        NODE_OPTIONS: `--import ${bench.path('killer.mjs')}`,
+      };
+      const command = [bench.program, 'mount', '--threads', '3', 'disk.qcow2', 'm'];
+      const mount = spawn(process.execPath, command, { cwd: bench.path(), env: environment });
+      expect(await new Promise((resolve) => mount.on('close', resolve))).toBe(0);
+      const { pid } = bench.mount();
+      const reader = bench.start('python3', readers('m', 600));
+      const ended = new Promise((resolve) => reader.on('close', resolve));
+      let output = '';
+      reader.stdout!.on('data', (chunk: Buffer) => (output += chunk.toString()));
+      await until(() => output.includes('reading'));
+      // A thread that is ended while it loads a native module takes the process with it.
+      await until(() => descriptorsOf(pid, bench.path('disk.qcow2')) === 3);
+      await sleep(300);
+      process.kill(pid, 'SIGUSR2');
+      await until(() => descriptorsOf(pid, '/dev/fuse') === 2);
+      await ended;
+      // A read that the thread had taken fails; none waits for ever, and none gets wrong bytes.
+      const [, right, failed, wrong] = /(\d+) (\d+) (.*)/.exec(output)!;
+      expect(wrong).toBe('[]');
+      expect(Number(right) + Number(failed)).toBe(4800);
+      expect(Number(failed)).toBeLessThan(3);
+      expect(run('python3', readers('m', 20)).trim()).toMatch(/160 0 \[\]$/);
+      bench.ok('unmount', 'm');
+      expect(isAlive(pid, undefined)).toBe(false);
+    },
+  );
 
   it('is refused where something is written, and for numbers that make no sense', () => {
     const refused = (...options: string[]): string => {
