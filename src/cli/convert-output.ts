@@ -69,7 +69,7 @@ export function withOutcome(error: unknown, outcome: string): unknown {
 }
 
 /** Bytes that are read and written at a time. */
-const CHUNK_BYTES = 2 * 1024 * 1024;
+const CHUNK_BYTES = 4 * 1024 * 1024;
 /** The same where they are compressed, which takes long. */
 const COMPRESSED_CHUNK_BYTES = 1024 * 1024;
 

@@ -23,8 +23,8 @@ export interface DirectChunksOptions {
   others?: { depth: number; open: () => ChunkSource } | undefined;
 }
 
-/** Chunks that are read at a time: more would only be out of the processor's cache by their turn. */
-const DEPTH = 3;
+/** Chunks in memory, one of which is read while the other is written: more would leave the cache. */
+const DEPTH = 2;
 
 /** See the head of this file. */
 export class DirectChunks implements ChunkSource {
