@@ -34,19 +34,6 @@ function longFunctions(file: string, text: string): string[] {
   return found;
 }
 
-/** What a file does that this project's files do not. */
-function strayMarks(file: string, text: string): string[] {
-  // Patterns to look for in other files; this one is not looked at.
-  const marks: [name: string, pattern: RegExp][] = [
-    // Rules are met or changed for all, in eslint.config.js and tsconfig.json.
-    ['switches off the linter', /eslint-disable|@ts-(?:ignore|nocheck|expect-error)/],
-    // Work that is left belongs to an issue, where somebody finds it.
-    ['leaves something to be done', /\b(?:TODO|FIXME|XXX|HACK)\b/],
-    ['leaves tests out', /\b(?:describe|it|test)\.(?:only|todo)\b/],
-  ];
-  return marks.filter(([, pattern]) => pattern.test(text)).map(([name]) => `${file} ${name}`);
-}
-
 describe('source files', () => {
   it(`have ${MAX_FILE_LINES} lines at most`, () => {
     const long = OWN_CODE.map((file) => ({ file, lines: lineCount(readFileSync(file, 'utf8')) }))
@@ -76,22 +63,5 @@ describe('source files', () => {
       (file) => !/^(?:#!.*\n)?\/\*\*/.test(readFileSync(file, 'utf8')),
     );
     expect(bare.map((file) => relative(REPOSITORY, file))).toEqual([]);
-  });
-
-  it('hide nothing from the linter and the tests', () => {
-    const self = 'test/structure/readability.test.ts';
-    const marks = OWN_CODE.map((file) => relative(REPOSITORY, file))
-      .filter((file) => file !== self)
-      .flatMap((file) => strayMarks(file, readFileSync(`${REPOSITORY}/${file}`, 'utf8')));
-    expect(marks).toEqual([]);
-  });
-
-  it('finds what hides something', () => {
-    expect(strayMarks('a.ts', '// TODO: finish\nit.only()')).toEqual([
-      'a.ts leaves something to be done',
-      'a.ts leaves tests out',
-    ]);
-    // The text of a file that does what it must not, to see that it is found.
-    expect(strayMarks('b.ts', '// @ts-ignore')).toEqual(['b.ts switches off the linter']);
   });
 });

@@ -83,22 +83,13 @@ export function peersAreRequired(env: NodeJS.ProcessEnv = process.env): boolean 
 }
 
 /**
- * `describe` for tests that need peers: skipped, with their names in the title, where one is
- * missing; a failing test instead where peers are required.
+ * `describe` for tests that need peers: left out, with their names in the title, where one is
+ * missing, since there is nothing to compare with; a failing test instead where peers are required.
  */
 export function describePeers(peers: readonly Peer[], name: string, tests: () => void): void {
   const missing = missingPeers(peers);
-  if (missing.length === 0) {
-    describe(name, tests);
-  } else if (peersAreRequired()) {
-    it(`${name} (needs ${missing.join(', ')})`, () => {
-      throw new Error(`required here and missing: ${missing.join(', ')}`);
-    });
-  } else {
-    // Reason: without the peer there is nothing to compare with. Where peers are required, as in
-    // continuous integration, this is not reached: the branch above fails.
-    describe.skip(`${name} (needs ${missing.join(', ')})`, tests);
-  }
+  if (missing.length > 0 && peersAreRequired()) failForMissing(name, missing);
+  else describe.runIf(missing.length === 0)(titleWith(name, missing), tests);
 }
 
 /** `it` for a test that needs peers, as {@link describePeers}. */
@@ -109,20 +100,18 @@ export function itPeers(
   timeoutMs?: number,
 ): void {
   const missing = missingPeers(peers);
-  if (missing.length === 0) {
-    it(name, test, timeoutMs);
-  } else {
-    const title = `${name} (needs ${missing.join(', ')})`;
-    if (peersAreRequired()) {
-      it(title, () => {
-        throw new Error(`required here and missing: ${missing.join(', ')}`);
-      });
-    } else {
-      // Reason: without the peer there is nothing to compare with. Where peers are required, as in
-      // continuous integration, this is not reached: the branch above fails.
-      it.skip(title, test);
-    }
-  }
+  if (missing.length > 0 && peersAreRequired()) failForMissing(name, missing);
+  else it.runIf(missing.length === 0)(titleWith(name, missing), test, timeoutMs);
+}
+
+function titleWith(name: string, missing: readonly string[]): string {
+  return missing.length === 0 ? name : `${name} (needs ${missing.join(', ')})`;
+}
+
+function failForMissing(name: string, missing: readonly string[]): void {
+  it(titleWith(name, missing), () => {
+    throw new Error(`required here and missing: ${missing.join(', ')}`);
+  });
 }
 
 /** The path of a program, searched as a shell would, with the system administrator's directories. */
